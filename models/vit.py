@@ -1,0 +1,40 @@
+"""ViT-B/16, pretrained on ImageNet, for 224 × 224 images.
+
+A. Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021; torchvision's implementation
+and weights. The head has as many outputs as the data has classes. 85,806,346 parameters with ten.
+"""
+
+import torchvision
+from torch import nn
+
+from utils.files import load_tensors
+
+WEIGHTS = torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1
+
+
+def vit_b_16(num_classes: int = 10, weights: str = "imagenet") -> nn.Module:
+    """ViT-B/16 on images [B, 3, 224, 224] -> logits [B, num_classes].
+
+    `weights`: "imagenet" (torchvision's download), "none" (from scratch), or the path of a state
+    file of torchvision's vit_b_16, saved with torch.save; a head of another size is replaced.
+
+    Raises OSError if the weights cannot be read or downloaded, ValueError if they do not fit.
+    """
+    model = torchvision.models.vit_b_16(num_classes=num_classes)
+    if weights == "none":
+        return model
+    if weights == "imagenet":
+        state = WEIGHTS.get_state_dict(progress=True, check_hash=True)
+    else:
+        state = load_tensors(weights)
+    own = model.state_dict()
+    for name in ("heads.head.weight", "heads.head.bias"):
+        if name in state and state[name].shape != own[name].shape:
+            state[name] = own[name]  # another data set's classes
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise ValueError(f"not the state of torchvision's vit_b_16: {first}") from error
+    return model
+

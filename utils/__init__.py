@@ -1,0 +1,1 @@
+"""The suite's parts, one idea a file; see the README for where to start."""

@@ -1,0 +1,278 @@
+"""Fitting CMD to a trajectory (paper, section 3; DESIGN: steps 2 to 4)."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from os import PathLike
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.clustering import cluster, correlation
+from utils.files import load_tensors, save_tensors
+
+# Elements of the trajectory held at once as float64 during a fit (32 MiB), and weights handled at
+# once elsewhere: large enough that calls cost nothing, small enough for a cache.
+FIT_ELEMENTS = 1 << 22
+PART_WEIGHTS = 1 << 16
+
+
+@dataclass
+class CMDModel:
+    """The CMD parameters of N weights in M modes: w_i(t) ≈ a_i · w_r(t) + b_i.
+
+    a, b: float32 [N], the affine coefficients.
+    mode: [N], each weight's mode, in the smallest signed integer type that holds M.
+    reference: int64 [M], each mode's reference weight, as an index into θ. Modes are ordered by
+        their size in the sample, largest first.
+    reference_history: float32 [T, M], the reference weights at the snapshots fitted on.
+    """
+
+    a: Tensor
+    b: Tensor
+    mode: Tensor
+    reference: Tensor
+    reference_history: Tensor
+
+    @property
+    def n_weights(self) -> int:
+        return len(self.a)
+
+    @property
+    def modes(self) -> int:
+        return len(self.reference)
+
+    def reconstruct(self, reference_weights: Tensor, out: Tensor | None = None) -> Tensor:
+        """θ̂ = a · w_r[mode] + b: float32 [N], written into `out` where it is given.
+
+        reference_weights: [M], the reference weights' values, e.g. `theta[cmd.reference]`.
+
+        Raises ValueError if there are not M of them.
+        """
+        values = torch.as_tensor(reference_weights, dtype=torch.float32, device=self.a.device)
+        if values.shape != (self.modes,):
+            raise ValueError(f"{self.modes} reference weights are needed, not {list(values.shape)}")
+        if out is None:
+            out = torch.empty_like(self.a)
+        for part in parts(self.n_weights, PART_WEIGHTS):
+            w_r = values[self.mode[part].long()]
+            torch.addcmul(self.b[part], self.a[part], w_r, out=out[part])
+        return out
+
+    def save(self, path: str | PathLike) -> None:
+        """Write the parameters to `path`, whole or not at all."""
+        save_tensors({field.name: getattr(self, field.name) for field in fields(self)}, path)
+
+    @classmethod
+    def load(cls, path: str | PathLike) -> "CMDModel":
+        """Read what `save` wrote, onto the CPU; no pickled code runs.
+
+        Raises ValueError if the file is something else, OSError if it cannot be read.
+        """
+        state = load_tensors(path)
+        names = {field.name for field in fields(cls)}
+        if set(state) != names or not all(isinstance(value, Tensor) for value in state.values()):
+            raise ValueError(f"{path} does not hold CMD parameters")
+        model = cls(**state)
+        if not model.a.shape == model.b.shape == model.mode.shape:
+            raise ValueError(f"{path}: a, b and mode differ in length")
+        return model
+
+
+def fit_cmd(
+    trajectory: Tensor | np.ndarray,
+    sample: Tensor,
+    modes: int,
+    start: int = 0,
+    end: int | None = None,
+    device: torch.device | str | None = None,
+) -> CMDModel:
+    """Fit CMD on snapshots start … end − 1 of a trajectory (paper, algorithm 1).
+
+    trajectory: float32 [T, N], a tensor, array or memory map; read in chunks of weights.
+    sample: int64 [K], the weights that are clustered, from `sample_weights`.
+    modes: M, the most modes to find; fewer come back where the sample has fewer clusters.
+    device: where to compute and to return the result; None is the tensor's own device, and for
+        an array CUDA where there is one.
+
+    Raises ValueError if M < 1, K < M, the snapshots are not in the trajectory, the sample is not
+    of its weights, or a weight is not finite.
+    """
+    snapshots = Snapshots(trajectory, start, end, device)
+    reference = find_references(snapshots, sample, modes)
+    moments = ReferenceMoments.of(snapshots.columns(reference))
+    a = torch.empty(snapshots.n_weights, device=snapshots.device)
+    b = torch.empty_like(a)
+    mode = torch.empty(len(a), dtype=mode_dtype(len(reference)), device=a.device)
+    for part, mean, covariance, nearest in fit_parts(snapshots, reference, moments):
+        a[part], b[part] = moments.coefficients(mean, covariance, nearest)
+        mode[part] = nearest
+    return CMDModel(a, b, mode, reference, snapshots.columns(reference))
+
+
+class Snapshots:
+    """Snapshots start … end − 1 of a trajectory [T, N], served in pieces on a device."""
+
+    def __init__(
+        self,
+        trajectory: Tensor | np.ndarray,
+        start: int = 0,
+        end: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if isinstance(trajectory, np.ndarray):
+            if device is None and torch.cuda.is_available():
+                device = "cuda"
+            with warnings.catch_warnings():  # of a read-only map, which nothing here writes to
+                warnings.simplefilter("ignore", UserWarning)
+                trajectory = torch.from_numpy(trajectory)
+        if trajectory.ndim != 2 or not trajectory.is_floating_point():
+            raise ValueError(
+                f"a trajectory is float32 [T, N], this is {trajectory.dtype} "
+                f"{list(trajectory.shape)}"
+            )
+        n_epochs, self.n_weights = trajectory.shape
+        end = n_epochs if end is None else end
+        if not 0 <= start < end <= n_epochs:
+            raise ValueError(f"snapshots {start} … {end} − 1 are not among the {n_epochs} there")
+        self._rows = trajectory[start:end]
+        self.device = torch.device(trajectory.device if device is None else device)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def columns(self, index: Tensor) -> Tensor:
+        """The snapshots of some weights, float32 [T, len(index)]."""
+        return self._rows[:, index.to(self._rows.device)].to(self.device, torch.float32)
+
+    def part(self, part: slice) -> Tensor:
+        """The snapshots of a range of weights, as float64, freshly allocated."""
+        return self._rows[:, part].to(self.device).to(torch.float64, copy=True)
+
+
+@dataclass
+class ReferenceMoments:
+    """How the reference weights moved over `count` snapshots: what a fit knows of each mode.
+
+    mean: float64 [M]. square: float64 [M], the sum of squared deviations from the mean.
+    """
+
+    count: int
+    mean: Tensor
+    square: Tensor
+
+    @classmethod
+    def of(cls, columns: Tensor) -> "ReferenceMoments":
+        mean, deviation = centre(columns.double())
+        return cls(len(columns), mean, deviation.square().sum(0))
+
+    def add(self, values: Tensor) -> Tensor:
+        """Count one more snapshot, float [M].
+
+        Returns each mode's factor n / (n + 1) · (w_r − mean), float64 [M]: a weight's covariance
+        grows by its own deviation from the old mean times that (Welford's update, which never
+        subtracts large sums).
+        """
+        deviation = values.double() - self.mean
+        factor = deviation * (self.count / (self.count + 1))
+        self.count += 1
+        self.mean += deviation / self.count
+        self.square += deviation * factor
+        return factor
+
+    def coefficients(self, mean: Tensor, covariance: Tensor, mode: Tensor) -> tuple[Tensor, Tensor]:
+        """The least-squares a, b, float64, of weights with these moments.
+
+        mean, covariance: float64 [n], of each weight and with its reference (a sum, not divided
+        by T). mode: int64 [n]. Where the reference does not move, a = 0 and b is the mean.
+        """
+        # covariance / ∞ = 0: no slope where the reference never moved
+        square = torch.where(self.square > 0, self.square, math.inf)
+        a = covariance / square[mode]
+        b = mean - a * self.mean[mode]
+        return a, b
+
+
+def find_references(snapshots: Snapshots, sample: Tensor, modes: int) -> Tensor:
+    """The reference weights of at most M modes of the sample: int64 [M'], largest mode first."""
+    sample = torch.as_tensor(sample, dtype=torch.int64, device="cpu")
+    check_modes(modes, len(sample))
+    if sample.min() < 0 or sample.max() >= snapshots.n_weights:
+        raise ValueError(f"the sample is not of the {snapshots.n_weights:,} weights there are")
+    if len(sample.unique()) != len(sample):
+        raise ValueError("the sample holds a weight twice")
+    columns = snapshots.columns(sample)
+    if not columns.isfinite().all():
+        raise ValueError("a sampled weight is not finite")
+    _, reference = cluster(correlation(columns), modes)
+    return sample[reference].to(snapshots.device)
+
+
+def fit_parts(
+    snapshots: Snapshots, reference: Tensor, moments: ReferenceMoments
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Assign and fit the weights, a range at a time.
+
+    Yields (range, mean float64 [n], covariance with the reference float64 [n], mode int64 [n]):
+    each weight's mode is the one whose reference it correlates with most in absolute value, and
+    mode 0 for a weight that never moves.
+    """
+    _, deviation = centre(snapshots.columns(reference).double())
+    norm = moments.square.sqrt()
+    unit = torch.where(norm > 0, deviation / norm, 0).T  # [M, T]
+    size = max(1, FIT_ELEMENTS // len(snapshots))
+    for part in parts(snapshots.n_weights, size):
+        mean, deviation = centre(snapshots.part(part))
+        if not mean.isfinite().all():
+            first = part.start + int((~mean.isfinite()).nonzero()[0])
+            raise ValueError(f"weight {first} of the trajectory is not finite")
+        projection = unit @ deviation  # [M, n]: the correlation times the weight's own norm
+        mode = projection.abs().argmax(0)
+        covariance = projection.gather(0, mode[None]).squeeze(0) * norm[mode]
+        # A reference is its own mode's, with a = 1 and b = 0 to the last bit.
+        here = (reference >= part.start) & (reference < part.stop)
+        own = reference[here] - part.start
+        mode[own] = here.nonzero().flatten()
+        mean[own], covariance[own] = moments.mean[here], moments.square[here]
+        yield part, mean, covariance, mode
+
+
+def centre(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean over time of float64 [T, n], and the deviations from it, in place.
+
+    The first snapshot is subtracted first, which is exact where a weight's movement is small
+    against its value, and gives exactly 0 for a weight that never moves.
+    """
+    first = columns[0].clone()
+    columns -= first
+    shift = columns.mean(0)
+    columns -= shift
+    return first + shift, columns
+
+
+def parts(n_weights: int, size: int) -> Iterator[slice]:
+    """Consecutive ranges of at most `size` weights that cover N."""
+    for start in range(0, n_weights, size):
+        yield slice(start, min(start + size, n_weights))
+
+
+def mode_dtype(modes: int) -> torch.dtype:
+    """The smallest signed integer type for mode numbers 0 … M − 1.
+
+    Signed, because torch takes uint8 in an index for a mask.
+    """
+    return next(
+        dtype
+        for dtype in (torch.int8, torch.int16, torch.int32, torch.int64)
+        if modes - 1 <= torch.iinfo(dtype).max
+    )
+
+
+def check_modes(modes: int, samples: int) -> None:
+    """Raise ValueError unless 1 ≤ M ≤ K."""
+    if modes < 1:
+        raise ValueError(f"modes must be at least 1, not {modes}")
+    if samples < modes:
+        raise ValueError(f"{modes} modes need at least as many samples, not {samples}")

@@ -1,0 +1,193 @@
+"""Online CMD: a model that follows another while it trains (paper, section 4)."""
+
+import copy
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from utils.clustering import sample_weights
+from utils.fitting import (
+    PART_WEIGHTS,
+    CMDModel,
+    ReferenceMoments,
+    Snapshots,
+    check_modes,
+    find_references,
+    fit_parts,
+    mode_dtype,
+    parts,
+)
+from utils.flat import copy_integer_buffers, layer_sizes, read_vector, write_vector
+
+
+class History(Protocol):
+    """Where the warm-up's snapshots can be read back, such as utils.trajectory.Trajectory."""
+
+    @property
+    def array(self):
+        """float32 [T, N]"""
+
+
+class OnlineCMD:
+    """CMD that follows a model, used as torch.optim.swa_utils.AveragedModel is.
+
+    Call `update_parameters(model)` once an epoch. The first update is epoch 0; at epoch F, the
+    warm-up's end, modes and references are found from snapshots start … F, and from then on each
+    update makes a, b the least-squares fit on all snapshots so far. The state is O(N): for each
+    weight its mode, its mean and its covariance with the reference, in float64 and centred.
+
+    module: the model to test or save: with the followed model's own weights before epoch F, with
+        CMD's from then on.
+    model: the current CMDModel, None before epoch F.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        modes: int = 10,
+        samples: int = 1000,
+        warmup: int = 20,
+        seed: int = 0,
+        start: int = 0,
+        history: History | None = None,
+    ) -> None:
+        """Prepare to follow `module`, which is copied and never changed.
+
+        modes, samples, warmup: M, K, and F in updates. seed: of the sample.
+        start: the first snapshot used, 0 ≤ start < warmup.
+        history: where the caller keeps each snapshot before the update; without one, they are
+            kept in memory until the warm-up ends.
+
+        Raises ValueError if M < 1, K < M, warmup < 1 or start is not below it.
+        """
+        if warmup < 1 or not 0 <= start < warmup:
+            raise ValueError(f"a warm-up from epoch {start} to {warmup} spans no two snapshots")
+        check_modes(modes, samples)
+        self.modes, self.samples, self.warmup, self.start = modes, samples, warmup, start
+        self.module = copy.deepcopy(module).requires_grad_(False)
+        self.n_updates = 0
+        generator = torch.Generator().manual_seed(seed)
+        self._sample = sample_weights(layer_sizes(module), samples, generator)
+        self._history = history
+        self._snapshots: list[Tensor] = []  # of the warm-up, where there is no history
+        self._state: dict[str, Tensor] = {}  # mean, covariance, mode [N]; reference [M]
+        self._moments: ReferenceMoments | None = None
+        self._reference_history: list[Tensor] = []
+
+    @torch.no_grad()
+    def update_parameters(self, module: nn.Module) -> None:
+        """Take in the weights of `module` after an epoch and bring `self.module` up to date."""
+        theta = read_vector(module)
+        epoch = self.n_updates
+        self.n_updates += 1
+        copy_integer_buffers(module, self.module)
+        if epoch < self.warmup:
+            if self._history is None and epoch >= self.start:
+                self._snapshots.append(theta.cpu())
+            write_vector(theta, self.module)
+            return
+        if epoch == self.warmup:
+            self._fit(theta)
+        else:
+            self._update(theta)
+        write_vector(self._reconstruct(theta), self.module)
+
+    @property
+    def model(self) -> CMDModel | None:
+        if self._moments is None:
+            return None
+        state = self._state
+        a = torch.empty(len(state["mean"]), device=state["mean"].device)
+        b = torch.empty_like(a)
+        for part in parts(len(a), PART_WEIGHTS):
+            a[part], b[part] = self._coefficients(part)
+        history = torch.stack(self._reference_history)
+        return CMDModel(a, b, state["mode"].clone(), state["reference"].clone(), history)
+
+    def _fit(self, theta: Tensor) -> None:
+        if self._history is None:
+            warmup = torch.stack([*self._snapshots, theta.cpu()])
+            self._snapshots.clear()
+        else:
+            warmup = self._history.array[self.start : self.warmup + 1]
+        snapshots = Snapshots(warmup, device=theta.device)
+        reference = find_references(snapshots, self._sample, self.modes)
+        columns = snapshots.columns(reference)
+        self._moments = ReferenceMoments.of(columns)
+        self._reference_history = list(columns)
+        mean = torch.empty(len(theta), dtype=torch.float64, device=theta.device)
+        covariance = torch.empty_like(mean)
+        mode = torch.empty(len(theta), dtype=mode_dtype(len(reference)), device=theta.device)
+        for part, *values in fit_parts(snapshots, reference, self._moments):
+            mean[part], covariance[part], mode[part] = values
+        self._state = {
+            "mean": mean, "covariance": covariance, "mode": mode, "reference": reference
+        }  # fmt: skip
+
+    def _update(self, theta: Tensor) -> None:
+        mean, covariance, mode = (self._state[name] for name in ("mean", "covariance", "mode"))
+        values = theta[self._state["reference"]]
+        self._reference_history.append(values)
+        factor = self._moments.add(values)
+        for part in parts(len(theta), PART_WEIGHTS):
+            deviation = theta[part] - mean[part]
+            covariance[part].addcmul_(deviation, factor[mode[part].long()])
+            mean[part].add_(deviation / self._moments.count)
+
+    def _coefficients(self, part: slice) -> tuple[Tensor, Tensor]:
+        mean, covariance, mode = (self._state[name] for name in ("mean", "covariance", "mode"))
+        a, b = self._moments.coefficients(mean[part], covariance[part], mode[part].long())
+        return a.float(), b.float()
+
+    def _reconstruct(self, theta: Tensor) -> Tensor:
+        values, mode = theta[self._state["reference"]], self._state["mode"]
+        out = torch.empty_like(theta)
+        for part in parts(len(theta), PART_WEIGHTS):
+            a, b = self._coefficients(part)
+            torch.addcmul(b, a, values[mode[part].long()], out=out[part])
+        return out
+
+    def state_dict(self) -> dict:
+        """All that `load_state_dict` needs to go on: tensors, numbers and lists of them.
+
+        It holds the warm-up's snapshots until the warm-up ends, unless `history` does.
+        """
+        moments = self._moments
+        return {
+            "settings": self._settings(),
+            "n_updates": self.n_updates,
+            "sample": self._sample,
+            "snapshots": list(self._snapshots),
+            "state": dict(self._state),
+            "moments": None if moments is None else vars(moments).copy(),
+            "reference_history": list(self._reference_history),
+            "module": self.module.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from the state_dict of an OnlineCMD of an equal model and the same settings.
+
+        Raises ValueError if the settings differ.
+        """
+        if state["settings"] != self._settings():
+            raise ValueError(f"saved with {state['settings']}, this one has {self._settings()}")
+        state = copy.deepcopy(state)
+        device = read_vector(self.module).device
+        self.n_updates = state["n_updates"]
+        self._sample = state["sample"]
+        self._snapshots = state["snapshots"]
+        self._state = {name: value.to(device) for name, value in state["state"].items()}
+        self._reference_history = [values.to(device) for values in state["reference_history"]]
+        self._moments = None
+        if state["moments"] is not None:
+            moments = state["moments"]
+            self._moments = ReferenceMoments(
+                moments["count"], moments["mean"].to(device), moments["square"].to(device)
+            )
+        self.module.load_state_dict(state["module"])
+
+    def _settings(self) -> dict:
+        names = ("modes", "samples", "warmup", "start")
+        settings = {name: getattr(self, name) for name in names}
+        return settings | {"n_weights": sum(layer_sizes(self.module))}

@@ -1,0 +1,114 @@
+"""The trajectory on disk: snapshots of θ, float32 [T, N], one contiguous row an epoch.
+
+The file is an ordinary `.npy`, so `numpy.load(path, mmap_mode="r")` opens it, also while a run
+goes on: a row is written whole before the header counts it.
+"""
+
+import os
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class TrajectoryError(Exception):
+    """The file is not a whole trajectory of the model."""
+
+
+class Trajectory:
+    """An append-only `.npy` of snapshots.
+
+    `len(trajectory)` is the number of whole snapshots, `trajectory[t]` snapshot t (float32 [N],
+    a copy), `trajectory.array` all of them, memory-mapped.
+    """
+
+    def __init__(self, path: str | os.PathLike, n_weights: int) -> None:
+        """Open the trajectory at `path`, or create an empty one.
+
+        Raises TrajectoryError if the file is something else, of another length N, or shorter
+        than its header says.
+        """
+        self.path = Path(path)
+        self.n_weights = n_weights
+        if not self.path.exists():
+            self.path.write_bytes(self._header(0))
+        self._length = self._read_length()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, epoch: int) -> Tensor:
+        if not 0 <= epoch < self._length:
+            raise IndexError(f"snapshot {epoch} of {self._length}")
+        row = np.fromfile(
+            self.path, dtype="<f4", count=self.n_weights, offset=self._row_offset(epoch)
+        )
+        if row.size != self.n_weights:
+            raise TrajectoryError(f"{self.path}: snapshot {epoch} is cut short")
+        return torch.from_numpy(row)
+
+    @property
+    def array(self) -> np.ndarray:
+        """All whole snapshots, float32 [T, N], mapped copy-on-write: the file cannot change."""
+        shape = (self._length, self.n_weights)
+        if self._length == 0:
+            return np.empty(shape, dtype=np.float32)
+        return np.memmap(self.path, np.dtype("<f4"), "c", self._row_offset(0), shape)
+
+    def append(self, vector: Tensor) -> None:
+        """Write one snapshot, float [N], with one write, then count it.
+
+        Raises ValueError if the length is not N, OSError if the disk is full; the snapshots
+        already there stay whole.
+        """
+        if vector.shape != (self.n_weights,):
+            raise ValueError(f"a snapshot has {self.n_weights} weights, not {list(vector.shape)}")
+        row = vector.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False)
+        with open(self.path, "r+b") as file:
+            file.seek(self._row_offset(self._length))
+            file.write(row.data)
+            file.flush()
+            os.fsync(file.fileno())  # the row must be there before the header counts it
+            file.seek(0)
+            file.write(self._header(self._length + 1))
+        self._length += 1
+
+    def truncate(self, length: int) -> None:
+        """Forget the snapshots from `length` on."""
+        if length < self._length:
+            with open(self.path, "r+b") as file:
+                file.write(self._header(length))
+            os.truncate(self.path, self._row_offset(length))
+            self._length = length
+
+    def _header(self, length: int) -> bytes:
+        # numpy pads this header so that its length does not change as the first axis grows
+        buffer = BytesIO()
+        shape = (length, self.n_weights)
+        np.lib.format.write_array_header_1_0(
+            buffer, {"descr": "<f4", "fortran_order": False, "shape": shape}
+        )
+        return buffer.getvalue()
+
+    def _row_offset(self, epoch: int) -> int:
+        return len(self._header(0)) + epoch * self.n_weights * 4
+
+    def _read_length(self) -> int:
+        try:
+            with open(self.path, "rb") as file:
+                np.lib.format.read_magic(file)
+                shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+                data_offset = file.tell()
+        except ValueError as error:
+            raise TrajectoryError(f"{self.path} is not a trajectory: {error}") from error
+        if dtype != np.dtype("<f4") or fortran_order or len(shape) != 2:
+            raise TrajectoryError(f"{self.path} is not a float32 [T, N] array")
+        if shape[1] != self.n_weights or data_offset != self._row_offset(0):
+            raise TrajectoryError(
+                f"{self.path} holds models of {shape[1]:,} weights, not {self.n_weights:,}"
+            )
+        if self.path.stat().st_size < self._row_offset(shape[0]):
+            raise TrajectoryError(f"{self.path} is cut short: it should hold {shape[0]} snapshots")
+        return shape[0]
