@@ -134,6 +134,9 @@ class OnlineCMD:
             deviation = theta[part] - mean[part]
             covariance[part].addcmul_(deviation, factor[mode[part].long()])
             mean[part].add_(deviation / self._moments.count)
+        # to the last bit, so that a reference keeps a = 1 and b = 0
+        reference = self._state["reference"]
+        mean[reference], covariance[reference] = self._moments.mean, self._moments.square
 
     def _coefficients(self, part: slice) -> tuple[Tensor, Tensor]:
         mean, covariance, mode = (self._state[name] for name in ("mean", "covariance", "mode"))

@@ -1,0 +1,160 @@
+"""The table of models behind `get_model()`, and one epoch of training and of testing.
+
+To change a model's hyperparameters, change its line in MODELS; to add a model, add a line.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from models.googlenet import GoogLeNet
+from models.lenet import LeNet5
+from models.preresnet import PreResNet
+from models.resnet import ResNet18
+from models.vit import vit_b_16
+from models.wide_resnet import WideResNet
+from utils.data import Split
+from utils.errors import UserError
+from utils.transforms import CropFlip, ResizedCrop
+
+# The paper's normalisation constants.
+CIFAR = CropFlip(32, padding=4, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
+IMAGENET = ResizedCrop(224, scale=(0.05, 1.0), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model and the paper's settings for it.
+
+    build: called with num_classes, and with weights where `pretrained`. optimizer: "sgd" or
+    "adam". epochs: T. modes: M. samples: K. warmup_epochs: of the learning rate, linear, followed
+    by a cosine to 0; None keeps the rate constant. There is no weight decay.
+    """
+
+    build: Callable[..., nn.Module]
+    optimizer: str
+    lr: float
+    epochs: int
+    modes: int
+    samples: int
+    transform: CropFlip | ResizedCrop = CIFAR
+    momentum: float = 0.9  # of SGD
+    warmup_epochs: int | None = None
+    pretrained: bool = False
+
+    def make_optimizer(self, model: nn.Module, lr: float) -> Optimizer:
+        parameters = list(model.parameters())
+        fused = parameters[0].device.type in ("cpu", "cuda")
+        if self.optimizer == "adam":
+            return torch.optim.Adam(parameters, lr=lr, fused=fused)
+        return torch.optim.SGD(parameters, lr=lr, momentum=self.momentum, fused=fused)
+
+    def make_scheduler(
+        self, optimizer: Optimizer, epochs: int, steps_per_epoch: int
+    ) -> LambdaLR | None:
+        """The learning-rate schedule, to be stepped after every optimizer step."""
+        if self.warmup_epochs is None:
+            return None
+        warmup, total = self.warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return step / warmup
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+        return LambdaLR(optimizer, factor)
+
+
+# fmt: off
+MODELS: dict[str, ModelEntry] = {
+    #                       build       optimizer  lr     T    M   K
+    "res18":     ModelEntry(ResNet18,   "sgd",  0.05,  150, 10, 1_000),
+    "preres164": ModelEntry(PreResNet,  "sgd",  0.1,   150, 2,  10_000),
+    "wideres":   ModelEntry(WideResNet, "sgd",  0.1,   120, 5,  1_000),
+    "lenet":     ModelEntry(LeNet5,     "adam", 0.001, 150, 10, 1_000),
+    "googlenet": ModelEntry(GoogLeNet,  "adam", 0.001, 120, 7,  5_000),
+    "vit":       ModelEntry(vit_b_16,   "sgd",  0.03,  90,  10, 1_000,
+                            transform=IMAGENET, warmup_epochs=5, pretrained=True),
+}
+# fmt: on
+
+
+def get_model(name: str) -> ModelEntry:
+    """The entry of a model: its constructor, transform and the paper's hyperparameters.
+
+    Raises UserError if there is no such model.
+    """
+    if name not in MODELS:
+        raise UserError(f"--model {name}: choose one of {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def train_epoch(
+    model: nn.Module,
+    split: Split,
+    transform: CropFlip | ResizedCrop,
+    optimizer: Optimizer,
+    scheduler: LambdaLR | None,
+    batch_size: int,
+    generator: torch.Generator,
+    mirror: bool = True,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> tuple[float, float]:
+    """One pass over `split` in a random order, the last batch as small as it comes.
+
+    generator: of the order and the augmentation, on the split's device.
+    progress: wraps the batches, e.g. in a progress bar.
+
+    Returns the mean loss and the accuracy (a fraction) over the images as they were met.
+    """
+    model.train()
+    device = split.images.device
+    order = torch.randperm(len(split), generator=generator, device=device)
+    total_loss = torch.zeros((), dtype=torch.float64, device=device)
+    n_correct = torch.zeros((), dtype=torch.int64, device=device)
+    for batch in progress(order.split(batch_size)):
+        images = transform.train(split.images[batch], generator, mirror)
+        labels = split.labels[batch]
+        logits = model(images)
+        loss = functional.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        total_loss += loss.detach() * len(labels)
+        n_correct += count_correct(logits, labels)
+    return total_loss.item() / len(split), n_correct.item() / len(split)
+
+
+@torch.inference_mode()
+def test_epoch(
+    model: nn.Module, split: Split, transform: CropFlip | ResizedCrop, batch_size: int
+) -> tuple[float, float]:
+    """Mean loss and accuracy (a fraction) of `model` on `split`, in its order.
+
+    The batch size is part of the result for a model whose BatchNorm has no running statistics.
+    """
+    was_training = model.training
+    model.eval()
+    total_loss = torch.zeros((), dtype=torch.float64, device=split.images.device)
+    n_correct = torch.zeros((), dtype=torch.int64, device=split.images.device)
+    for images, labels in zip(
+        split.images.split(batch_size), split.labels.split(batch_size), strict=True
+    ):
+        logits = model(transform.test(images))
+        total_loss += functional.cross_entropy(logits, labels, reduction="sum")
+        n_correct += count_correct(logits, labels)
+    model.train(was_training)
+    return total_loss.item() / len(split), n_correct.item() / len(split)
+
+
+def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many of the logits [B, classes] are highest at their label, int64 []."""
+    return (logits.argmax(1) == labels).sum()

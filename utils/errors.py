@@ -1,0 +1,5 @@
+"""Mistakes that a user can mend."""
+
+
+class UserError(Exception):
+    """One line that names the flag, the value and the fix; the command ends with exit code 2."""

@@ -1,0 +1,130 @@
+"""Images in class folders, decoded once and cached beside the folder."""
+
+import contextlib
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets import ImageFolder
+from tqdm import tqdm
+
+from utils.errors import UserError
+from utils.files import load_tensors, save_tensors
+
+SPLITS = ("train", "test")
+Samples = list[tuple[str, int]]
+
+
+def load_image_folder(
+    data_dir: Path, size: int, resizes: bool
+) -> tuple[list[tuple[Tensor, Tensor]], list[str]]:
+    """Read `train/<class>/*` and `test/<class>/*` below `data_dir`.
+
+    Images of any format and size become RGB at `size` × `size`, or, where the model's transform
+    resizes and all images share one smaller square size, at that size.
+
+    Returns (images uint8 [n, H, W, 3], labels int64 [n]) of train and of test, class by class,
+    and the names of the training classes, sorted.
+
+    Raises UserError if a split or class is missing or empty, or an image cannot be read.
+    """
+    listings, classes = _list_images(data_dir)
+    if resizes:
+        size = _common_size(listings, size)
+    cache = data_dir.resolve().with_name(f"{data_dir.resolve().name}-{size}px.pt")
+    key = _listing_key(listings, size)
+    with contextlib.suppress(OSError, ValueError):  # no cache, or not ours: decode
+        state = load_tensors(cache)
+        if state.get("key") == key:
+            return [tuple(state[split]) for split in SPLITS], classes
+    splits = [_decode(samples, size) for samples in listings]
+    with contextlib.suppress(OSError):  # a folder that cannot be written to is decoded each time
+        save_tensors({"key": key, **dict(zip(SPLITS, splits, strict=True))}, cache)
+    return splits, classes
+
+
+def _list_images(data_dir: Path) -> tuple[list[Samples], list[str]]:
+    """(path, label) of every image, sorted, for train and test; and the classes."""
+    formats = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
+    folders = []
+    for split in SPLITS:
+        try:
+            folders.append(
+                ImageFolder(
+                    str(data_dir / split),
+                    is_valid_file=lambda path: Path(path).suffix.lower() in formats,
+                )
+            )
+        except FileNotFoundError as error:
+            reason = str(error).splitlines()[0].split(" Supported extensions")[0].rstrip(".")
+            raise UserError(
+                f"--data_dir {data_dir}: {reason}; --dataset folder reads "
+                f"{data_dir}/train/<class>/* and {data_dir}/test/<class>/*"
+            ) from error
+        except OSError as error:
+            raise UserError(f"--data_dir {data_dir}: cannot read it: {error}") from error
+    train, test = folders
+    unknown = sorted(set(test.classes) - set(train.classes))
+    if unknown:
+        raise UserError(
+            f"--data_dir {data_dir}: test/{unknown[0]} is a class that train does not have: "
+            f"add train/{unknown[0]} or remove it"
+        )
+    to_train = [train.class_to_idx[name] for name in test.classes]
+    return [train.samples, [(path, to_train[label]) for path, label in test.samples]], train.classes
+
+
+def _common_size(listings: list[Samples], size: int) -> int:
+    sizes = set()
+    for path, _ in (sample for samples in listings for sample in samples):
+        with _readable(path), Image.open(path) as image:
+            sizes.add(image.size)
+        if len(sizes) > 1:
+            return size
+    width, height = sizes.pop()
+    return width if width == height and width < size else size
+
+
+def _listing_key(listings: list[Samples], size: int) -> str:
+    """A digest of what the folders hold: names, labels, sizes and times of the files."""
+    digest = hashlib.blake2b(f"{size}".encode(), digest_size=16)
+    for samples in listings:
+        for path, label in samples:
+            status = os.stat(path)
+            entry = (os.fsencode(path), label, status.st_size, status.st_mtime_ns)
+            digest.update(repr(entry).encode())
+    return digest.hexdigest()
+
+
+def _decode(samples: Samples, size: int) -> tuple[Tensor, Tensor]:
+    images = torch.empty(len(samples), size, size, 3, dtype=torch.uint8)
+
+    def decode_into(index: int) -> None:
+        path = samples[index][0]
+        with _readable(path), Image.open(path) as image:
+            image = image.convert("RGB")
+            if image.size != (size, size):
+                image = image.resize((size, size), Image.Resampling.BICUBIC)
+            images[index] = torch.from_numpy(np.array(image))
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        decoded = pool.map(decode_into, range(len(samples)))
+        for _ in tqdm(decoded, "decoding images", len(samples), unit="image", mininterval=1):
+            pass
+    return images, torch.tensor([label for _, label in samples])
+
+
+@contextlib.contextmanager
+def _readable(path: str):
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"--data_dir: {path} cannot be read as an image ({reason}): mend or remove it"
+        ) from error

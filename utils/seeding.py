@@ -1,0 +1,22 @@
+"""One seed, and a stream of its own for each thing that draws."""
+
+import numpy as np
+import torch
+
+INITIAL_WEIGHTS = 0  # what is drawn; an epoch e of training draws from stream e + 1
+
+
+def stream_seed(seed: int, stream: int) -> int:
+    """A 63-bit seed for one stream, independent of those of other streams and seeds."""
+    return int(np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def epoch_generator(seed: int, epoch: int, device: torch.device) -> torch.Generator:
+    """The generator of an epoch's order and augmentation.
+
+    torch's global generator, which dropout draws from, is seeded too: an epoch depends on the
+    seed, its number and the weights it starts from, not on what ran before it in the process.
+    """
+    own = stream_seed(seed, epoch + 1)
+    torch.manual_seed(own)
+    return torch.Generator(device).manual_seed(own)

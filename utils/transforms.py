@@ -1,0 +1,102 @@
+"""From uint8 images to a model's input, in batches on the device.
+
+A transform takes images uint8 [B, H, W, 3] and gives float32 [B, 3, size, size], normalised, in
+channels-last memory.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Channels = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class CropFlip:
+    """Random crop after zero padding, and a flip of every second image on average.
+
+    mean, std: of the channels, as fractions of 255.
+    """
+
+    size: int
+    padding: int
+    mean: Channels
+    std: Channels
+    resizes = False  # images must come at `size`
+
+    def train(self, images: Tensor, generator: torch.Generator, mirror: bool) -> Tensor:
+        """Augmented and normalised. mirror: whether a flipped image is of the same class."""
+        n_images, device, pad = len(images), images.device, self.padding
+        draw = {"generator": generator, "device": device}
+        offset = torch.randint(2 * pad + 1, (2, n_images, 1), **draw)
+        within = torch.arange(self.size, device=device)
+        rows, columns = offset[0] + within, offset[1] + within  # [B, size]
+        if mirror:
+            flipped = torch.rand(n_images, 1, **draw) < 0.5
+            columns = torch.where(flipped, columns.flip(1), columns)
+        padded = functional.pad(images, (0, 0, pad, pad, pad, pad))
+        image = torch.arange(n_images, device=device)[:, None, None]
+        return normalise(padded[image, rows[:, :, None], columns[:, None, :]], self.mean, self.std)
+
+    def test(self, images: Tensor) -> Tensor:
+        return normalise(images, self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class ResizedCrop:
+    """Random resized crop: a random part of the image's area, at a random aspect, at `size`.
+
+    scale: the range of the part's area, as fractions. ratio: of its width to its height.
+    """
+
+    size: int
+    scale: tuple[float, float]
+    mean: Channels
+    std: Channels
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    resizes = True  # images may come at any one size
+
+    def train(self, images: Tensor, generator: torch.Generator, mirror: bool) -> Tensor:
+        """Augmented and normalised; never flipped, whatever `mirror` says."""
+        del mirror
+        n_images, height, width, _ = images.shape
+        draw = {"generator": generator, "device": images.device}
+        # Parts that would not fit are drawn anew, up to ten times; then the whole image is taken.
+        tries = (10, n_images)
+        area = torch.empty(tries, device=images.device).uniform_(*self.scale, generator=generator)
+        log_ratio = torch.empty_like(area).uniform_(*map(math.log, self.ratio), generator=generator)
+        part = torch.stack(  # width and height, as fractions of the image's
+            [
+                (area * log_ratio.exp() * height / width).sqrt(),
+                (area / log_ratio.exp() * width / height).sqrt(),
+            ]
+        )
+        fits = (part <= 1).all(0)
+        first = fits.int().argmax(0)
+        part = part[:, first, torch.arange(n_images, device=images.device)]
+        part = torch.where(fits.any(0), part, 1.0)
+        centre = (2 * torch.rand(2, n_images, **draw) - 1) * (1 - part)  # in [−1, 1]
+        affine = torch.zeros(n_images, 2, 3, device=images.device)
+        affine[:, 0, 0], affine[:, 1, 1], affine[:, :, 2] = part[0], part[1], centre.T
+        channels_first = normalise(images, self.mean, self.std)
+        grid = functional.affine_grid(
+            affine, (n_images, 3, self.size, self.size), align_corners=False
+        )
+        return functional.grid_sample(
+            channels_first, grid, padding_mode="border", align_corners=False
+        ).contiguous(memory_format=torch.channels_last)
+
+    def test(self, images: Tensor) -> Tensor:
+        normalised = normalise(images, self.mean, self.std)
+        return functional.interpolate(
+            normalised, size=(self.size, self.size), mode="bilinear", antialias=True
+        ).contiguous(memory_format=torch.channels_last)
+
+
+def normalise(images: Tensor, mean: Channels, std: Channels) -> Tensor:
+    """(x / 255 − mean) / std: uint8 [B, H, W, 3] -> float32 [B, 3, H, W], channels-last."""
+    mean, std = (torch.tensor(value, device=images.device) for value in (mean, std))
+    return images.float().mul_(1 / (255 * std)).sub_(mean / std).permute(0, 3, 1, 2)
