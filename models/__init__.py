@@ -1,1 +1,1 @@
-"""The architectures that the paper compares, one a file; `utils.base_utils.get_model` is their table."""
+"""The architectures that the paper compares, one a file; `get_model()` is their table."""

@@ -37,4 +37,3 @@ def vit_b_16(num_classes: int = 10, weights: str = "imagenet") -> nn.Module:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise ValueError(f"not the state of torchvision's vit_b_16: {first}") from error
     return model
-

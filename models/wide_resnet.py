@@ -6,6 +6,8 @@ is taken by a block's second convolution, and the last BatchNorm has momentum 0.
 parameters with ten classes.
 """
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
@@ -47,7 +49,7 @@ class WideResNet(nn.Module):
         blocks_per_group = (depth - 4) // 6
         widths = [16, 16 * widen, 32 * widen, 64 * widen]
         blocks = []
-        for group, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        for group, (n_in, n_out) in enumerate(pairwise(widths)):
             for block in range(blocks_per_group):
                 first = block == 0
                 stride = 2 if first and group > 0 else 1

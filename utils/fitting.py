@@ -61,6 +61,10 @@ class CMDModel:
             torch.addcmul(self.b[part], self.a[part], w_r, out=out[part])
         return out
 
+    def to(self, device: torch.device | str) -> "CMDModel":
+        """The same parameters on another device."""
+        return CMDModel(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
     def save(self, path: str | PathLike) -> None:
         """Write the parameters to `path`, whole or not at all."""
         save_tensors({field.name: getattr(self, field.name) for field in fields(self)}, path)

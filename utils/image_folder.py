@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def load_image_folder(
     if resizes:
         size = _common_size(listings, size)
     cache = data_dir.resolve().with_name(f"{data_dir.resolve().name}-{size}px.pt")
-    key = _listing_key(listings, size)
+    key = _listing_key(data_dir, listings, size)
     with contextlib.suppress(OSError, ValueError):  # no cache, or not ours: decode
         state = load_tensors(cache)
         if state.get("key") == key:
@@ -50,7 +51,9 @@ def load_image_folder(
 
 def _list_images(data_dir: Path) -> tuple[list[Samples], list[str]]:
     """(path, label) of every image, sorted, for train and test; and the classes."""
-    formats = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
+    formats = {
+        ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN
+    }
     folders = []
     for split in SPLITS:
         try:
@@ -90,14 +93,14 @@ def _common_size(listings: list[Samples], size: int) -> int:
     return width if width == height and width < size else size
 
 
-def _listing_key(listings: list[Samples], size: int) -> str:
+def _listing_key(data_dir: Path, listings: list[Samples], size: int) -> str:
     """A digest of what the folders hold: names, labels, sizes and times of the files."""
     digest = hashlib.blake2b(f"{size}".encode(), digest_size=16)
     for samples in listings:
         for path, label in samples:
-            status = os.stat(path)
-            entry = (os.fsencode(path), label, status.st_size, status.st_mtime_ns)
-            digest.update(repr(entry).encode())
+            status = Path(path).stat()
+            entry = (path[len(str(data_dir)) :], label, status.st_size, status.st_mtime_ns)
+            digest.update(repr(entry).encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -112,9 +115,11 @@ def _decode(samples: Samples, size: int) -> tuple[Tensor, Tensor]:
                 image = image.resize((size, size), Image.Resampling.BICUBIC)
             images[index] = torch.from_numpy(np.array(image))
 
+    if not sys.stderr.isatty():
+        print(f"decoding {len(samples):,} images to {size} × {size}", flush=True)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         decoded = pool.map(decode_into, range(len(samples)))
-        for _ in tqdm(decoded, "decoding images", len(samples), unit="image", mininterval=1):
+        for _ in tqdm(decoded, "decoding", len(samples), unit="image", disable=None):
             pass
     return images, torch.tensor([label for _, label in samples])
 

@@ -65,8 +65,10 @@ class Trajectory:
         """
         if vector.shape != (self.n_weights,):
             raise ValueError(f"a snapshot has {self.n_weights} weights, not {list(vector.shape)}")
-        row = vector.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False)
-        with open(self.path, "r+b") as file:
+        row = (
+            vector.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False)
+        )
+        with self.path.open("r+b") as file:
             file.seek(self._row_offset(self._length))
             file.write(row.data)
             file.flush()
@@ -78,7 +80,7 @@ class Trajectory:
     def truncate(self, length: int) -> None:
         """Forget the snapshots from `length` on."""
         if length < self._length:
-            with open(self.path, "r+b") as file:
+            with self.path.open("r+b") as file:
                 file.write(self._header(length))
             os.truncate(self.path, self._row_offset(length))
             self._length = length
@@ -97,7 +99,7 @@ class Trajectory:
 
     def _read_length(self) -> int:
         try:
-            with open(self.path, "rb") as file:
+            with self.path.open("rb") as file:
                 np.lib.format.read_magic(file)
                 shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
                 data_offset = file.tell()

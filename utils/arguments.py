@@ -1,0 +1,48 @@
+"""Parsing of a command line's values, with errors on one line."""
+
+import argparse
+import math
+from collections.abc import Callable
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors on one line."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def truth(text: str) -> bool:
+    """True or False from a flag's value, in any case."""
+    value = text.strip().lower()
+    if value in ("", "false", "0", "no"):
+        return False
+    if value in ("true", "1", "yes"):
+        return True
+    raise argparse.ArgumentTypeError(f"{text!r} is neither '', False, 0, no nor True, 1, yes")
+
+
+def at_least(lowest: int) -> Callable[[str], int]:
+    """A type for argparse: whole numbers from `lowest` on."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"{text} is too small: choose {lowest} or more")
+        return value
+
+    return parse
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
