@@ -85,8 +85,10 @@ def compare(args: argparse.Namespace) -> None:
         method.prepare(run.folder)
     if alongside or run.epochs_done < settings.epochs:
         for epoch, module in run.epochs(batch_progress):
-            print_epoch(run, epoch, run.follow(alongside, epoch, module))
+            just_trained = module is run.model
+            print_epoch(run, epoch, run.follow(alongside, epoch, module), just_trained)
     for method in afterwards:
+        print(f"{method.label}: fitting and testing {settings.epochs} epochs", flush=True)
         method.prepare(run.folder)
         for epoch in range(settings.epochs):
             print_epoch(run, epoch, run.follow([method], epoch, run.at(epoch)))
@@ -263,19 +265,19 @@ def batch_progress(batches, epoch: int):
     return tqdm(batches, f"epoch {epoch}", unit="batch", leave=False, disable=None)
 
 
-def print_epoch(run: Run, epoch: int, rows: list[Row]) -> None:
-    """One line on an epoch, if anything was tested in it."""
-    if not rows:
+def print_epoch(run: Run, epoch: int, rows: list[Row], just_trained: bool = False) -> None:
+    """One line on an epoch, if it was trained or anything was tested in it."""
+    if not rows and not just_trained:
         return
-    words = [f"epoch {epoch:>{len(str(run.settings.epochs))}}/{run.settings.epochs}"]
-    words += [
-        f"train loss {row.train_loss:.4f}, accuracy {100 * row.train_acc:.2f} %"
-        for row in rows
-        if row.train_loss is not None
-    ]
+    last = run.settings.epochs - 1
+    words = [f"epoch {epoch:>{len(str(last))}} of 0 … {last}"]
+    if just_trained:
+        loss, accuracy, seconds = run.train_history[epoch]
+        words.append(f"train: loss {loss:.4f}, {100 * accuracy:.2f} %, {seconds:.1f} s")
     labels = {method.name: method.label for method in METHODS}
-    words.append("test " + ", ".join(f"{labels[r.method]} {100 * r.test_acc:.2f} %" for r in rows))
-    words.append(f"{sum(row.seconds for row in rows):.1f} s")
+    if rows:
+        tested = (f"{labels[row.method]} {100 * row.test_acc:.2f} %" for row in rows)
+        words.append("test: " + ", ".join(tested))
     print(" | ".join(words), flush=True)
 
 

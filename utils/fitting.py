@@ -113,6 +113,7 @@ def fit_cmd(
     for part, mean, covariance, nearest in fit_parts(snapshots, reference, moments):
         a[part], b[part] = moments.coefficients(mean, covariance, nearest)
         mode[part] = nearest
+    a[reference], b[reference] = 1, 0
     return CMDModel(a, b, mode, reference, snapshots.columns(reference))
 
 
@@ -235,11 +236,8 @@ def fit_parts(
         projection = unit @ deviation  # [M, n]: the correlation times the weight's own norm
         mode = projection.abs().argmax(0)
         covariance = projection.gather(0, mode[None]).squeeze(0) * norm[mode]
-        # A reference is its own mode's, with a = 1 and b = 0 to the last bit.
         here = (reference >= part.start) & (reference < part.stop)
-        own = reference[here] - part.start
-        mode[own] = here.nonzero().flatten()
-        mean[own], covariance[own] = moments.mean[here], moments.square[here]
+        mode[reference[here] - part.start] = here.nonzero().flatten()  # whatever ties with it
         yield part, mean, covariance, mode
 
 

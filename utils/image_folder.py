@@ -117,10 +117,13 @@ def _decode(samples: Samples, size: int) -> tuple[Tensor, Tensor]:
 
     if not sys.stderr.isatty():
         print(f"decoding {len(samples):,} images to {size} × {size}", flush=True)
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    pool = ThreadPoolExecutor(max_workers=os.cpu_count())
+    try:
         decoded = pool.map(decode_into, range(len(samples)))
         for _ in tqdm(decoded, "decoding", len(samples), unit="image", disable=None):
             pass
+    finally:
+        pool.shutdown(cancel_futures=True)  # do not decode the rest after a bad image or Ctrl-C
     return images, torch.tensor([label for _, label in samples])
 
 

@@ -41,8 +41,8 @@ class Method(ABC):
     def __init__(self, module: nn.Module, trajectory: Trajectory, settings: Settings) -> None:
         self.trajectory, self.settings = trajectory, settings
 
-    @classmethod
-    def check(cls, settings: Settings) -> None:  # noqa: B027 (optional to override)
+    @classmethod  # noqa: B027 (optional to override)
+    def check(cls, settings: Settings) -> None:
         """Raise UserError if the method cannot run with these settings."""
 
     def prepare(self, folder: Path) -> None:  # noqa: B027

@@ -102,6 +102,7 @@ class OnlineCMD:
         b = torch.empty_like(a)
         for part in parts(len(a), PART_WEIGHTS):
             a[part], b[part] = self._coefficients(part)
+        a[state["reference"]], b[state["reference"]] = 1, 0
         history = torch.stack(self._reference_history)
         return CMDModel(a, b, state["mode"].clone(), state["reference"].clone(), history)
 
@@ -134,9 +135,6 @@ class OnlineCMD:
             deviation = theta[part] - mean[part]
             covariance[part].addcmul_(deviation, factor[mode[part].long()])
             mean[part].add_(deviation / self._moments.count)
-        # to the last bit, so that a reference keeps a = 1 and b = 0
-        reference = self._state["reference"]
-        mean[reference], covariance[reference] = self._moments.mean, self._moments.square
 
     def _coefficients(self, part: slice) -> tuple[Tensor, Tensor]:
         mean, covariance, mode = (self._state[name] for name in ("mean", "covariance", "mode"))
@@ -149,6 +147,7 @@ class OnlineCMD:
         for part in parts(len(theta), PART_WEIGHTS):
             a, b = self._coefficients(part)
             torch.addcmul(b, a, values[mode[part].long()], out=out[part])
+        out[self._state["reference"]] = values  # a = 1, b = 0, to the last bit
         return out
 
     def state_dict(self) -> dict:

@@ -46,6 +46,7 @@ def plot_test_accuracy(
                 range(len(curve)),
                 curve,
                 color=method.color,
+                linewidth=2.2 if method.trains else None,
                 marker="o" if n_epochs <= 15 else None,
                 markersize=4,
                 label=f"{method.label}: {curve[-1]:.2f} %",

@@ -1,0 +1,43 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+SMALL = "--dataset digits --model lenet --limit 256".split()
+
+
+@pytest.fixture(scope="session")
+def real_run(tmp_path_factory):
+    """The folder of a finished LeNet run on the digits: 12 epochs, warm-up 4."""
+    import train_cmd
+
+    results = tmp_path_factory.mktemp("real")
+    argv = [*SMALL, "--epochs", "12", "--warmup_cmd", "4", "--results_dir", str(results)]
+    assert train_cmd.main(argv) == 0
+    return results / "lenet"
+
+
+@pytest.fixture
+def command():
+    """Runs train_cmd.py in a process of its own."""
+
+    def run(*arguments, **options):
+        return subprocess.run(
+            [sys.executable, ROOT / "train_cmd.py", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"MPLBACKEND": "agg"},
+            **options,
+        )
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
