@@ -7,7 +7,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-SMALL = "--dataset digits --model lenet --limit 256".split()
+SMALL = ["--dataset", "digits", "--model", "lenet", "--limit", "256"]
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,10 @@ def per_layer(sample, sizes):
     return np.histogram(sample.numpy(), bins=edges)[0] if len(sizes) else np.zeros(0)
 
 
-sizes_and_k = st.lists(st.integers(0, 400), min_size=1, max_size=12).filter(sum).flatmap(
-    lambda sizes: st.tuples(st.just(sizes), st.integers(1, sum(sizes) + 5))
+sizes_and_k = (
+    st.lists(st.integers(0, 400), min_size=1, max_size=12)
+    .filter(sum)
+    .flatmap(lambda sizes: st.tuples(st.just(sizes), st.integers(1, sum(sizes) + 5)))
 )
 
 
@@ -32,7 +34,7 @@ def test_sample_is_exact_distinct_and_reproducible(sizes_and_k, seed):
     sample = sample_weights(sizes, k, generator(seed))
     assert sample.dtype == torch.int64
     assert len(sample) == len(set(sample.tolist())) == min(k, sum(sizes))
-    assert 0 <= sample.min() and sample.max() < sum(sizes)
+    assert sample.min() >= 0 and sample.max() < sum(sizes)
     assert torch.equal(sample, sample_weights(sizes, k, generator(seed)))
 
 
@@ -69,7 +71,7 @@ def test_sample_of_everything():
 
 @pytest.mark.parametrize(("sizes", "k"), [([5], 0), ([], 3), ([0], 3), ([4, -1], 2)])
 def test_sample_refuses(sizes, k):
-    with pytest.raises(ValueError, match="samples must|layer_sizes"):
+    with pytest.raises(ValueError, match=r"samples must|layer_sizes"):
         sample_weights(sizes, k)
 
 

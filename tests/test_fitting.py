@@ -129,7 +129,8 @@ def test_single_snapshot_and_two_snapshots():
 
 
 @pytest.mark.parametrize(
-    ("modes", "dtype"), [(1, torch.int8), (128, torch.int8), (129, torch.int16), (40_000, torch.int32)]
+    ("modes", "dtype"),
+    [(1, torch.int8), (128, torch.int8), (129, torch.int16), (40_000, torch.int32)],
 )
 def test_mode_numbers_are_small(modes, dtype):
     assert mode_dtype(modes) == dtype

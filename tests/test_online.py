@@ -147,5 +147,5 @@ def test_followed_model_is_left_alone_and_integers_are_copied():
     "bad", [{"modes": 0}, {"samples": 3}, {"warmup": 0}, {"start": 5}, {"start": -1}]
 )
 def test_refuses(bad):
-    with pytest.raises(ValueError, match="modes|samples|warm-up"):
+    with pytest.raises(ValueError, match=r"modes|samples|warm-up"):
         OnlineCMD(small_net(), **({"modes": 4, "samples": 100, "warmup": 5} | bad))

@@ -134,7 +134,7 @@ def train_epoch(
 
 
 @torch.inference_mode()
-def test_epoch(
+def evaluate(
     model: nn.Module, split: Split, transform: CropFlip | ResizedCrop, batch_size: int
 ) -> tuple[float, float]:
     """Mean loss and accuracy (a fraction) of `model` on `split`, in its order.

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.base_utils import get_model, test_epoch, train_epoch
+from utils.base_utils import evaluate, get_model, train_epoch
 from utils.data import Dataset
 from utils.errors import UserError
 from utils.files import load_tensors, save_tensors, write_json
@@ -122,7 +122,7 @@ class Run:
                 continue
             if id(follower) not in tested:
                 start = time.perf_counter()
-                result = test_epoch(
+                result = evaluate(
                     follower, self.dataset.test, self.entry.transform, self.settings.batch_size
                 )
                 tested[id(follower)] = (*result, time.perf_counter() - start)
@@ -148,10 +148,9 @@ class Run:
         )
         theta = read_vector(self.model)
         if not (torch.tensor(loss).isfinite() and theta.isfinite().all()):
-            kept = f"epochs 0 … {epoch - 1} are kept in {self.folder}" if epoch else "none is kept"
             raise UserError(
                 f"--lr {self.settings.lr:g}: the training loss became NaN or infinite in epoch "
-                f"{epoch}; {kept}; try a smaller --lr"
+                f"{epoch}; the {epoch} before it are kept in {self.folder}; try a smaller --lr"
             )
         self.trajectory.append(theta)
         self.train_history.append((loss, accuracy, time.perf_counter() - start))

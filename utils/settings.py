@@ -3,9 +3,12 @@
 import platform
 import sys
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 
+import numpy as np
+import scipy
+import sklearn
 import torch
+import torchvision
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,11 @@ class Settings:
 
 def environment(device: torch.device) -> dict:
     """Versions and hardware, for the record."""
-    names = ("torch", "torchvision", "numpy", "scipy", "scikit-learn")
+    libraries = (torch, torchvision, np, scipy, sklearn)
     return {
         "command": sys.argv,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in names},
+        "versions": {library.__name__: library.__version__ for library in libraries},
         "platform": platform.platform(),
         "device": str(device),
         "processor": torch.cuda.get_device_name(device)

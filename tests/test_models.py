@@ -1,0 +1,151 @@
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from models.preresnet import PreResNet
+from models.vit import vit_b_16
+from models.wide_resnet import WideResNet
+from utils.base_utils import MODELS, get_model
+from utils.errors import UserError
+
+PARAMETERS = {
+    "res18": 11_173_962,
+    "preres164": 2_605_466,
+    "wideres": 36_489_290,
+    "lenet": 548_878,
+    "googlenet": 6_166_250,
+    "vit": 85_806_346,
+}
+
+
+def build(name, num_classes=10):
+    entry = get_model(name)
+    return entry.build(num_classes, **({"weights": "none"} if entry.pretrained else {}))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameter_count(name):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in build(name).parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", ["lenet", "res18", "preres164", "googlenet"])
+def test_logits_have_one_value_a_class_and_gradients_reach_every_weight(name):
+    net = build(name, num_classes=7)
+    logits = net(torch.randn(4, 3, 32, 32))
+    assert logits.shape == (4, 7)
+    nn.functional.cross_entropy(logits, torch.arange(4)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", ["lenet", "res18", "preres164", "googlenet", "wideres"])
+@pytest.mark.parametrize("shape", [(2, 3, 28, 28), (2, 1, 32, 32), (2, 3, 36, 36), (3, 32, 32)])
+def test_another_image_size_is_named(name, shape):
+    with torch.device("meta"):
+        net = build(name)
+        with pytest.raises(ValueError, match=r"takes images \[batch, 3, 32, 32\]"):
+            net(torch.empty(shape))
+
+
+def test_resnet_has_no_running_statistics_and_the_layers_own_initialisation():
+    net = build("res18")
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 20 and all(m.running_var is None for m in norms)
+    assert not list(net.buffers())
+    for m in net.modules():
+        if isinstance(m, nn.Conv2d):  # uniform in ± 1/√fan_in
+            bound = (m.in_channels * m.kernel_size[0] ** 2) ** -0.5
+            assert 0.9 * bound < m.weight.abs().max() <= bound
+
+
+def test_wide_resnet_28_10():
+    with torch.device("meta"):
+        net = WideResNet()
+    convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 25 + 3 and all(m.bias is not None for m in convolutions)
+    assert {m.p for m in net.modules() if isinstance(m, nn.Dropout)} == {0.3}
+    assert WideResNet(depth=10, widen=1)(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(ValueError, match="6n \\+ 4"):
+        WideResNet(depth=20)
+
+
+def test_preresnet_has_164_layers_of_basic_blocks():
+    with torch.device("meta"):
+        net = PreResNet()
+    three = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert len(three) + 1 == 164  # and the head
+    with pytest.raises(ValueError, match="6n \\+ 2"):
+        PreResNet(depth=165)
+
+
+@pytest.fixture
+def small_vit(monkeypatch):
+    """torchvision's builder, with two small blocks in place of twelve."""
+
+    def build_small(num_classes):
+        return torchvision.models.VisionTransformer(
+            image_size=32, patch_size=16, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32,
+            num_classes=num_classes,
+        )  # fmt: skip
+
+    monkeypatch.setattr("models.vit.torchvision.models.vit_b_16", build_small)
+    return build_small
+
+
+def test_vit_reads_weights_and_replaces_the_head(small_vit, tmp_path):
+    pretrained = small_vit(num_classes=1000)
+    torch.save(pretrained.state_dict(), tmp_path / "vit.pth")
+    net = vit_b_16(10, str(tmp_path / "vit.pth"))
+    assert net.heads.head.out_features == 10
+    for name, tensor in net.state_dict().items():
+        if "heads" not in name:
+            assert torch.equal(tensor, pretrained.state_dict()[name])
+
+
+@pytest.mark.parametrize("content", [b"nonsense", {"weight": torch.zeros(3)}, [1, 2]])
+def test_vit_refuses_other_files(small_vit, tmp_path, content):
+    path = tmp_path / "vit.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ValueError, match="vit"):
+        vit_b_16(10, str(path))
+    with pytest.raises(OSError, match=r"missing\.pth"):
+        vit_b_16(10, str(tmp_path / "missing.pth"))
+
+
+def test_table_is_the_papers():
+    table = {
+        "res18": ("sgd", 0.05, 150, 10, 1000),
+        "wideres": ("sgd", 0.1, 120, 5, 1000),
+        "preres164": ("sgd", 0.1, 150, 2, 10_000),
+        "lenet": ("adam", 0.001, 150, 10, 1000),
+        "googlenet": ("adam", 0.001, 120, 7, 5000),
+        "vit": ("sgd", 0.03, 90, 10, 1000),
+    }
+    for name, expected in table.items():
+        entry = get_model(name)
+        assert (entry.optimizer, entry.lr, entry.epochs, entry.modes, entry.samples) == expected
+        optimizer = entry.make_optimizer(nn.Linear(2, 2), entry.lr)
+        assert type(optimizer).__name__.lower() == entry.optimizer
+        group = optimizer.param_groups[0]
+        assert group["weight_decay"] == 0 and group["lr"] == entry.lr
+        assert group.get("momentum", 0.9) == 0.9
+    with pytest.raises(UserError, match="--model lenet6"):
+        get_model("lenet6")
+
+
+def test_vit_rate_rises_for_five_epochs_to_its_peak_and_falls_to_zero():
+    entry, steps = get_model("vit"), 391
+    optimizer = entry.make_optimizer(nn.Linear(2, 2), entry.lr)
+    scheduler = entry.make_scheduler(optimizer, 90, steps)
+    rates = []
+    for _ in range(90 * steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[0] == 0
+    assert rates[5 * steps] == max(rates) == 0.03
+    assert rates[5 * steps // 2] == pytest.approx(0.015, rel=1e-2)
+    assert rates[(5 + 90) * steps // 2] == pytest.approx(0.015, rel=1e-2)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+    assert get_model("res18").make_scheduler(optimizer, 150, steps) is None
