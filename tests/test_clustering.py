@@ -46,10 +46,22 @@ def test_sample_is_balanced_over_layers(sizes_and_k):
     if k >= sum(sizes) or k < 2 * n_layers:
         return
     counts = per_layer(sample_weights(sizes, k, generator()), sizes)
+    # Layers may fill up, which raises the others' shares and never lowers them.
     for size, count in zip(sizes, counts, strict=True):
-        equal, proportional = k // (2 * n_layers), k * size // (2 * sum(sizes))
+        equal, proportional = (k // 2) // n_layers, (k - k // 2) * size // sum(sizes)
         assert count >= min(size, equal + proportional)
         assert count <= size
+    # Of two layers the larger gives no fewer.
+    ordered = counts[np.argsort(sizes, kind="stable")]
+    assert (np.diff(ordered) >= -2).all()  # rounding of the two halves aside
+
+
+def test_small_layers_pass_their_share_on_by_each_halfs_own_rule():
+    # The equal half, 500: the layers of 10 and 20 are full, the others share 470 equally. The
+    # other half goes to those two in proportion.
+    sizes = [10, 90_000, 20, 10_000]
+    counts = per_layer(sample_weights(sizes, 1000, generator()), sizes)
+    assert counts.tolist() == [10, 235 + 450, 20, 235 + 50]
 
 
 def test_sample_of_a_real_layout_is_half_equal_half_proportional():

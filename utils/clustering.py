@@ -22,7 +22,8 @@ def sample_weights(
     """Draw K weights without replacement, balanced over the layers: int64 [K], ascending.
 
     Half of K is shared out equally over the layers, the other half in proportion to their sizes;
-    no layer is asked for more than it has, and the total is exactly K. Where K/2 is smaller than
+    what a layer is too small for goes to the others by the same rule, and the total is exactly K.
+    Where K/2 is smaller than
     the number of layers the sample is uniform over all weights, with a warning. K ≥ N gives all N.
 
     layer_sizes: weights in each layer, in θ's order (`utils.flat.layer_sizes`).
@@ -62,17 +63,30 @@ def sample_weights(
 
 def _counts(sizes: np.ndarray, k: int) -> np.ndarray:
     """How many of the K samples each layer gives, int64 [L]."""
-    n_layers, n_weights = np.count_nonzero(sizes), sizes.sum()
-    equal = np.minimum(sizes, k // (2 * n_layers))
-    proportional = k * sizes // (2 * n_weights)
-    counts = np.minimum(sizes, equal + proportional)
-    # What rounding and small layers left over goes to the layers in proportion to their room.
-    left, room = k - counts.sum(), sizes - counts
-    share, remainder = np.divmod(left * room, room.sum())
-    counts += share
-    left = k - counts.sum()
-    counts[np.argsort(-remainder, kind="stable")[:left]] += 1
-    return counts
+    equal = _share(k // 2, (sizes > 0).astype(np.int64), sizes)
+    return equal + _share(k - k // 2, sizes, sizes - equal)
+
+
+def _share(total: int, weights: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """`total` in whole parts as near to the proportion of `weights` as `room` allows, int64 [L].
+
+    What a layer has no room for goes to the others by the same proportion; fractions are rounded
+    by largest remainder. `room` must hold more than `total`.
+    """
+    given = np.zeros_like(room)
+    free = weights > 0
+    while True:
+        shared = np.where(free, weights, 0)
+        part, remainder = np.divmod(total * shared, shared.sum())
+        full = free & (part >= room)
+        if not full.any():
+            break
+        given[full] = room[full]
+        total -= room[full].sum()
+        free &= ~full
+    given += part
+    given[np.argsort(-remainder, kind="stable")[: total - part.sum()]] += 1
+    return given
 
 
 def correlation(snapshots: Tensor) -> Tensor:
