@@ -12,11 +12,14 @@ from torch import Tensor
 
 from utils.clustering import cluster, correlation
 from utils.files import load_tensors, save_tensors
+from utils.staging import stage
 
-# Elements of the trajectory held at once as float64 during a fit (32 MiB), and weights handled at
-# once elsewhere: large enough that calls cost nothing, small enough for a cache.
-FIT_ELEMENTS = 1 << 22
-PART_WEIGHTS = 1 << 16
+# Elements of the trajectory multiplied at once, in float64 (4 MiB: near the cores' caches), and
+# weights handled at once elsewhere: large enough that calls cost nothing, small enough for a cache.
+FIT_ELEMENTS = 1 << 19
+PART_WEIGHTS = 1 << 17
+# Elements of the trajectory copied to a device at once (128 MiB), two copies in flight.
+STAGED_ELEMENTS = 1 << 25
 
 
 @dataclass
@@ -110,8 +113,9 @@ def fit_cmd(
     a = torch.empty(snapshots.n_weights, device=snapshots.device)
     b = torch.empty_like(a)
     mode = torch.empty(len(a), dtype=mode_dtype(len(reference)), device=a.device)
+    table = moments.table()
     for part, mean, covariance, nearest in fit_parts(snapshots, reference, moments):
-        a[part], b[part] = moments.coefficients(mean, covariance, nearest)
+        a[part], b[part] = coefficients(mean, covariance, per_weight(table, nearest))
         mode[part] = nearest
     a[reference], b[reference] = 1, 0
     return CMDModel(a, b, mode, reference, snapshots.columns(reference))
@@ -152,9 +156,18 @@ class Snapshots:
         """The snapshots of some weights, float32 [T, len(index)]."""
         return self._rows[:, index.to(self._rows.device)].to(self.device, torch.float32)
 
-    def part(self, part: slice) -> Tensor:
-        """The snapshots of a range of weights, as float64, freshly allocated."""
-        return self._rows[:, part].to(self.device).to(torch.float64, copy=True)
+    def parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """All weights, a range at a time: (range, their snapshots [T, n] on the device).
+
+        A part is valid until the next one is asked for. Parts that have to travel to a GPU are
+        copied while the one before is worked on.
+        """
+        if self._rows.device == self.device:
+            for part in parts(self.n_weights, PART_WEIGHTS):
+                yield part, self._rows[:, part]
+        else:
+            size = max(1, STAGED_ELEMENTS // len(self))
+            yield from stage(self._rows, list(parts(self.n_weights, size)), self.device)
 
 
 @dataclass
@@ -187,17 +200,29 @@ class ReferenceMoments:
         self.square += deviation * factor
         return factor
 
-    def coefficients(self, mean: Tensor, covariance: Tensor, mode: Tensor) -> tuple[Tensor, Tensor]:
-        """The least-squares a, b, float64, of weights with these moments.
-
-        mean, covariance: float64 [n], of each weight and with its reference (a sum, not divided
-        by T). mode: int64 [n]. Where the reference does not move, a = 0 and b is the mean.
-        """
-        # covariance / ∞ = 0: no slope where the reference never moved
+    def table(self) -> Tensor:
+        """What `coefficients` needs of each mode: float64 [2, M], 1 / square and the mean."""
+        # 1 / ∞ = 0: no slope where the reference never moved
         square = torch.where(self.square > 0, self.square, math.inf)
-        a = covariance / square[mode]
-        b = mean - a * self.mean[mode]
-        return a, b
+        return torch.stack([square.reciprocal(), self.mean])
+
+
+def coefficients(mean: Tensor, covariance: Tensor, of_reference: Tensor) -> tuple[Tensor, Tensor]:
+    """The least-squares a, b, float32 [n], of weights with these moments.
+
+    mean, covariance: float64 [n], of each weight and with its reference (a sum, not divided by
+    T). of_reference: float64 [2, n], `per_weight` of the references' table. Where the reference
+    does not move, a = 0 and b is the mean.
+    """
+    scale, reference_mean = of_reference
+    a = covariance * scale
+    b = torch.addcmul(mean, a, reference_mean, value=-1)
+    return a.float(), b.float()
+
+
+def per_weight(table: Tensor, mode: Tensor) -> Tensor:
+    """Each weight's column of a table of the modes: [rows, M] by mode int [n] is [rows, n]."""
+    return table.gather(1, mode.long().expand(len(table), -1))
 
 
 def find_references(snapshots: Snapshots, sample: Tensor, modes: int) -> Tensor:
@@ -223,22 +248,65 @@ def fit_parts(
     Yields (range, mean float64 [n], covariance with the reference float64 [n], mode int64 [n]):
     each weight's mode is the one whose reference it correlates with most in absolute value, and
     mode 0 for a weight that never moves.
+
+    One matrix product gives both moments: over time, the references' deviations sum to 0, so that
+    their products with the weights are those with the weights' deviations.
     """
     _, deviation = centre(snapshots.columns(reference).double())
     norm = moments.square.sqrt()
-    unit = torch.where(norm > 0, deviation / norm, 0).T  # [M, T]
-    size = max(1, FIT_ELEMENTS // len(snapshots))
-    for part in parts(snapshots.n_weights, size):
-        mean, deviation = centre(snapshots.part(part))
+    n_epochs, n_modes = deviation.shape
+    # Rows: the references' deviations, of norm 1 or 0; the mean; zeros, for whole vector registers.
+    rows = torch.zeros(-(-(n_modes + 1) // 4) * 4, n_epochs, dtype=norm.dtype, device=norm.device)
+    rows[:n_modes] = torch.where(norm > 0, deviation / norm, 0).T
+    rows[n_modes] = 1 / n_epochs
+    rounding = n_epochs**1.5 * torch.finfo(rows.dtype).eps  # of a product, against |mean|
+    for part, columns in snapshots.parts():
+        product = _multiply(rows, columns)
+        mean = product[n_modes].clone()
         if not mean.isfinite().all():
             first = part.start + int((~mean.isfinite()).nonzero()[0])
             raise ValueError(f"weight {first} of the trajectory is not finite")
-        projection = unit @ deviation  # [M, n]: the correlation times the weight's own norm
-        mode = projection.abs().argmax(0)
-        covariance = projection.gather(0, mode[None]).squeeze(0) * norm[mode]
+        projection, mode = _largest(product[:n_modes])
+        covariance = projection * norm[mode]
+
+        still = (projection.abs() <= rounding * mean.abs()).nonzero().flatten()
+        still = still[(columns[:, still] == columns[0, still]).all(0)]
+        mean[still], covariance[still], mode[still] = columns[0, still].double(), 0, 0
+
         here = (reference >= part.start) & (reference < part.stop)
-        mode[reference[here] - part.start] = here.nonzero().flatten()  # whatever ties with it
+        own, at = here.nonzero().flatten(), reference[here] - part.start
+        mode[at], covariance[at] = own, moments.square[own]  # whatever ties with it
         yield part, mean, covariance, mode
+
+
+def _multiply(rows: Tensor, columns: Tensor) -> Tensor:
+    """rows [m, T] @ columns [T, n] in the rows' precision: [m, n]."""
+    n_epochs, n_weights = columns.shape
+    if columns.is_cuda:
+        return rows @ columns.to(rows.dtype)
+    product = rows.new_empty(len(rows), n_weights)
+    size = min(n_weights, max(64, FIT_ELEMENTS // n_epochs))
+    buffer = rows.new_empty(n_epochs, size)
+    for block in parts(n_weights, size):
+        wide = buffer[:, : block.stop - block.start].copy_(columns[:, block])
+        torch.mm(rows, wide, out=product[:, block])
+    return product
+
+
+def _largest(projection: Tensor) -> tuple[Tensor, Tensor]:
+    """In each column of [M, n] the entry of largest absolute value, the first of equals.
+
+    Returns the entries, [n], and their rows, int64 [n].
+    """
+    value = projection[0].clone()
+    size = value.abs()
+    row = torch.zeros_like(value, dtype=torch.int64)
+    for index, candidate in enumerate(projection[1:], start=1):
+        larger = candidate.abs() > size
+        value = torch.where(larger, candidate, value)
+        size = value.abs()
+        row.masked_fill_(larger, index)
+    return value, row
 
 
 def centre(columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,44 +3,60 @@
 θ holds every floating-point parameter and buffer of a module's state dictionary, in its order,
 flattened in the logical (row-major) order of each tensor, as float32. Tensors tied together
 appear once; integer buffers are not part of θ.
+
+Every function here takes a module, or a state dictionary as one loads it from a file.
 """
+
+from collections.abc import Iterator, Mapping
 
 import torch
 from ordered_set import OrderedSet
 from torch import Tensor, nn
 
+Stateful = nn.Module | Mapping[str, Tensor]
 
-def _named_layers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """(name, tensor) of each layer; a tensor reached by several names keeps its first one."""
-    seen: OrderedSet[int] = OrderedSet()
+
+def _state(module: Stateful) -> Mapping[str, Tensor]:
+    return module.state_dict(keep_vars=True) if isinstance(module, nn.Module) else module
+
+
+def named_layers(module: Stateful) -> list[tuple[str, Tensor]]:
+    """(name, tensor) of each layer of θ; tensors tied together keep their first name.
+
+    Raises ValueError if there is no floating-point state.
+    """
+    seen: OrderedSet[tuple] = OrderedSet()
     layers = []
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and id(tensor) not in seen:
-            seen.add(id(tensor))
+    for name, tensor in _state(module).items():
+        if not (isinstance(tensor, Tensor) and tensor.is_floating_point()):
+            continue
+        place = (tensor.device, tensor.data_ptr() or id(tensor), tensor.shape, tensor.stride())
+        if place not in seen:
+            seen.add(place)
             layers.append((name, tensor))
+    if not any(tensor.numel() for _, tensor in layers):
+        raise ValueError("there is no floating-point parameter or buffer")
     return layers
 
 
-def layer_names(module: nn.Module) -> OrderedSet[str]:
+def layer_names(module: Stateful) -> OrderedSet[str]:
     """The names of θ's layers, in θ's order; a layer is one tensor of the state."""
-    return OrderedSet(name for name, _ in _named_layers(module))
+    return OrderedSet(name for name, _ in named_layers(module))
 
 
-def layer_sizes(module: nn.Module) -> list[int]:
+def layer_sizes(module: Stateful) -> list[int]:
     """The number of weights in each layer, in θ's order; their sum is N."""
-    return [tensor.numel() for _, tensor in _named_layers(module)]
+    return [tensor.numel() for _, tensor in named_layers(module)]
 
 
 @torch.no_grad()
-def read_vector(module: nn.Module, out: Tensor | None = None) -> Tensor:
+def read_vector(module: Stateful, out: Tensor | None = None) -> Tensor:
     """θ of `module`: float32 [N], on the module's device unless `out` is given.
 
     Raises ValueError if the module has no floating-point state, or `out` has another length.
     """
-    layers = _named_layers(module)
+    layers = named_layers(module)
     n_weights = sum(tensor.numel() for _, tensor in layers)
-    if n_weights == 0:
-        raise ValueError("the module has no floating-point parameters or buffers")
     if out is None:
         out = torch.empty(n_weights, dtype=torch.float32, device=layers[0][1].device)
     elif out.numel() != n_weights:
@@ -53,8 +69,7 @@ def read_vector(module: nn.Module, out: Tensor | None = None) -> Tensor:
     return out
 
 
-@torch.no_grad()
-def write_vector(vector: Tensor, module: nn.Module) -> None:
+def write_vector(vector: Tensor, module: Stateful) -> None:
     """Write θ, float [N], into `module` in place, whatever its device and dtype.
 
     BatchNorm's running variances are clamped at 0: an affine model of them may fall below, and
@@ -62,23 +77,42 @@ def write_vector(vector: Tensor, module: nn.Module) -> None:
 
     Raises ValueError if the lengths differ.
     """
-    layers = _named_layers(module)
-    n_weights = sum(tensor.numel() for _, tensor in layers)
+    n_weights = sum(layer_sizes(module))
     if vector.shape != (n_weights,):
         raise ValueError(f"θ is {list(vector.shape)}, the module has {n_weights} weights")
+    for layer, weights in fill_layers(module):
+        weights.copy_(vector[layer])
+
+
+def fill_layers(module: Stateful) -> Iterator[tuple[slice, Tensor]]:
+    """Have the caller fill in θ a layer at a time, straight into the module where that can be.
+
+    Yields (the layer's range in θ, float32 [n] on the module's device to be filled in full). A
+    tensor that is not contiguous float32 is written once its values are there. Running variances
+    are clamped at 0, as by `write_vector`.
+    """
     start = 0
-    for name, tensor in layers:
+    for name, tensor in named_layers(module):
         stop = start + tensor.numel()
-        tensor.copy_(vector[start:stop].view(tensor.shape))
+        tensor = tensor.detach()
+        direct = tensor.dtype == torch.float32 and tensor.is_contiguous()
+        weights = (
+            tensor.view(-1)
+            if direct
+            else torch.empty(tensor.numel(), dtype=torch.float32, device=tensor.device)
+        )
+        yield slice(start, stop), weights
         if name.rpartition(".")[2] == "running_var":
-            tensor.clamp_(min=0)
+            weights.clamp_(min=0)
+        if not direct:
+            tensor.copy_(weights.view(tensor.shape))
         start = stop
 
 
 @torch.no_grad()
 def copy_integer_buffers(source: nn.Module, target: nn.Module) -> None:
     """Copy what θ leaves out (BatchNorm's batch counters and the like) between equal modules."""
-    ours = target.state_dict(keep_vars=True)
-    for name, tensor in source.state_dict(keep_vars=True).items():
+    ours = _state(target)
+    for name, tensor in _state(source).items():
         if isinstance(tensor, Tensor) and not tensor.is_floating_point():
             ours[name].copy_(tensor)

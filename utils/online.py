@@ -13,12 +13,20 @@ from utils.fitting import (
     ReferenceMoments,
     Snapshots,
     check_modes,
+    coefficients,
     find_references,
     fit_parts,
     mode_dtype,
     parts,
+    per_weight,
 )
-from utils.flat import copy_integer_buffers, layer_sizes, read_vector, write_vector
+from utils.flat import (
+    copy_integer_buffers,
+    fill_layers,
+    layer_sizes,
+    read_vector,
+    write_vector,
+)
 
 
 class History(Protocol):
@@ -70,6 +78,7 @@ class OnlineCMD:
         generator = torch.Generator().manual_seed(seed)
         self._sample = sample_weights(layer_sizes(module), samples, generator)
         self._history = history
+        self._theta: Tensor | None = None  # the buffer that θ is read into
         self._snapshots: list[Tensor] = []  # of the warm-up, where there is no history
         self._state: dict[str, Tensor] = {}  # mean, covariance, mode [N]; reference [M]
         self._moments: ReferenceMoments | None = None
@@ -78,20 +87,21 @@ class OnlineCMD:
     @torch.no_grad()
     def update_parameters(self, module: nn.Module) -> None:
         """Take in the weights of `module` after an epoch and bring `self.module` up to date."""
-        theta = read_vector(module)
+        theta = self._theta = read_vector(module, self._theta)
         epoch = self.n_updates
         self.n_updates += 1
         copy_integer_buffers(module, self.module)
         if epoch < self.warmup:
             if self._history is None and epoch >= self.start:
-                self._snapshots.append(theta.cpu())
+                self._snapshots.append(theta.cpu().clone())
             write_vector(theta, self.module)
             return
         if epoch == self.warmup:
             self._fit(theta)
+            cmd = self.model
+            write_vector(cmd.reconstruct(theta[cmd.reference]), self.module)
         else:
             self._update(theta)
-        write_vector(self._reconstruct(theta), self.module)
 
     @property
     def model(self) -> CMDModel | None:
@@ -100,8 +110,10 @@ class OnlineCMD:
         state = self._state
         a = torch.empty(len(state["mean"]), device=state["mean"].device)
         b = torch.empty_like(a)
+        table = self._moments.table()
         for part in parts(len(a), PART_WEIGHTS):
-            a[part], b[part] = self._coefficients(part)
+            mean, covariance, mode = (state[name][part] for name in ("mean", "covariance", "mode"))
+            a[part], b[part] = coefficients(mean, covariance, per_weight(table, mode))
         a[state["reference"]], b[state["reference"]] = 1, 0
         history = torch.stack(self._reference_history)
         return CMDModel(a, b, state["mode"].clone(), state["reference"].clone(), history)
@@ -127,28 +139,26 @@ class OnlineCMD:
         }  # fmt: skip
 
     def _update(self, theta: Tensor) -> None:
-        mean, covariance, mode = (self._state[name] for name in ("mean", "covariance", "mode"))
-        values = theta[self._state["reference"]]
+        """Take θ into the state, and write a · w_r + b into the module, in one pass over both."""
+        reference, moments = self._state["reference"], self._moments
+        values = theta[reference]
         self._reference_history.append(values)
-        factor = self._moments.add(values)
-        for part in parts(len(theta), PART_WEIGHTS):
-            deviation = theta[part] - mean[part]
-            covariance[part].addcmul_(deviation, factor[mode[part].long()])
-            mean[part].add_(deviation / self._moments.count)
-
-    def _coefficients(self, part: slice) -> tuple[Tensor, Tensor]:
-        mean, covariance, mode = (self._state[name] for name in ("mean", "covariance", "mode"))
-        a, b = self._moments.coefficients(mean[part], covariance[part], mode[part].long())
-        return a.float(), b.float()
-
-    def _reconstruct(self, theta: Tensor) -> Tensor:
-        values, mode = theta[self._state["reference"]], self._state["mode"]
-        out = torch.empty_like(theta)
-        for part in parts(len(theta), PART_WEIGHTS):
-            a, b = self._coefficients(part)
-            torch.addcmul(b, a, values[mode[part].long()], out=out[part])
-        out[self._state["reference"]] = values  # a = 1, b = 0, to the last bit
-        return out
+        growth = moments.add(values)
+        table = torch.cat([moments.table(), values[None], growth[None]])
+        for layer, weights in fill_layers(self.module):
+            for part in parts(layer.stop - layer.start, PART_WEIGHTS):
+                here = slice(layer.start + part.start, layer.start + part.stop)
+                mean, covariance, mode = (
+                    self._state[name][here] for name in ("mean", "covariance", "mode")
+                )
+                *of_reference, w_r, growth = per_weight(table, mode)
+                deviation = theta[here].double().sub_(mean)
+                covariance.addcmul_(deviation, growth)
+                mean.add_(deviation, alpha=1 / moments.count)
+                a, b = coefficients(mean, covariance, of_reference)
+                torch.addcmul(b, a, w_r.float(), out=weights[part])
+            inside = reference[(reference >= layer.start) & (reference < layer.stop)]
+            weights[inside - layer.start] = theta[inside]  # a = 1, b = 0, to the last bit
 
     def state_dict(self) -> dict:
         """All that `load_state_dict` needs to go on: tensors, numbers and lists of them.
