@@ -23,8 +23,8 @@ def sample_weights(
 
     Half of K is shared out equally over the layers, the other half in proportion to their sizes;
     what a layer is too small for goes to the others by the same rule, and the total is exactly K.
-    Where K/2 is smaller than
-    the number of layers the sample is uniform over all weights, with a warning. K ≥ N gives all N.
+    Where K/2 is smaller than the number of layers the sample is uniform over all weights, with a
+    warning. K ≥ N gives all N.
 
     layer_sizes: weights in each layer, in θ's order (`utils.flat.layer_sizes`).
     generator: a seeded CPU torch.Generator; torch's own default where it is None.

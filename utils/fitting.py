@@ -14,11 +14,16 @@ from utils.clustering import cluster, correlation
 from utils.files import load_tensors, save_tensors
 from utils.staging import stage
 
-# Elements of the trajectory multiplied at once, in float64 (4 MiB: near the cores' caches), and
-# weights handled at once elsewhere: large enough that calls cost nothing, small enough for a cache.
-FIT_ELEMENTS = 1 << 19
+# Elements of the trajectory multiplied at once, in float64 (8 MiB: near the cores' caches), in a
+# batch of strips of at most so many weights; and weights handled at once elsewhere: large enough
+# that calls cost nothing, small enough for a cache.
+FIT_ELEMENTS = 1 << 20
+BATCH = 8
+STRIP_WEIGHTS = 1024
 PART_WEIGHTS = 1 << 17
-# Elements of the trajectory copied to a device at once (128 MiB), two copies in flight.
+# The same on a GPU, where calls cost more than memory: weights, and elements of the trajectory
+# (128 MiB; two copies are in flight where they come from the host).
+GPU_PART_WEIGHTS = 1 << 24
 STAGED_ELEMENTS = 1 << 25
 
 
@@ -59,7 +64,7 @@ class CMDModel:
             raise ValueError(f"{self.modes} reference weights are needed, not {list(values.shape)}")
         if out is None:
             out = torch.empty_like(self.a)
-        for part in parts(self.n_weights, PART_WEIGHTS):
+        for part in parts(self.n_weights, part_weights(out.device)):
             w_r = values[self.mode[part].long()]
             torch.addcmul(self.b[part], self.a[part], w_r, out=out[part])
         return out
@@ -162,11 +167,11 @@ class Snapshots:
         A part is valid until the next one is asked for. Parts that have to travel to a GPU are
         copied while the one before is worked on.
         """
+        size = PART_WEIGHTS if self.device.type == "cpu" else max(1, STAGED_ELEMENTS // len(self))
         if self._rows.device == self.device:
-            for part in parts(self.n_weights, PART_WEIGHTS):
+            for part in parts(self.n_weights, size):
                 yield part, self._rows[:, part]
         else:
-            size = max(1, STAGED_ELEMENTS // len(self))
             yield from stage(self._rows, list(parts(self.n_weights, size)), self.device)
 
 
@@ -186,19 +191,12 @@ class ReferenceMoments:
         mean, deviation = centre(columns.double())
         return cls(len(columns), mean, deviation.square().sum(0))
 
-    def add(self, values: Tensor) -> Tensor:
-        """Count one more snapshot, float [M].
-
-        Returns each mode's factor n / (n + 1) · (w_r − mean), float64 [M]: a weight's covariance
-        grows by its own deviation from the old mean times that (Welford's update, which never
-        subtracts large sums).
-        """
+    def add(self, values: Tensor) -> None:
+        """Count one more snapshot, float [M]."""
         deviation = values.double() - self.mean
-        factor = deviation * (self.count / (self.count + 1))
         self.count += 1
         self.mean += deviation / self.count
-        self.square += deviation * factor
-        return factor
+        self.square += deviation * (values - self.mean)
 
     def table(self) -> Tensor:
         """What `coefficients` needs of each mode: float64 [2, M], 1 / square and the mean."""
@@ -207,22 +205,22 @@ class ReferenceMoments:
         return torch.stack([square.reciprocal(), self.mean])
 
 
-def coefficients(mean: Tensor, covariance: Tensor, of_reference: Tensor) -> tuple[Tensor, Tensor]:
-    """The least-squares a, b, float32 [n], of weights with these moments.
+def coefficients(mean: Tensor, covariance: Tensor, of_reference: Tensor) -> Tensor:
+    """The least-squares a, b, float64 [2, n], of weights with these moments.
 
     mean, covariance: float64 [n], of each weight and with its reference (a sum, not divided by
-    T). of_reference: float64 [2, n], `per_weight` of the references' table. Where the reference
-    does not move, a = 0 and b is the mean.
+    T). of_reference: float64 [2, n], `per_weight` of the references' table; a and b replace it.
+    Where the reference does not move, a = 0 and b is the mean.
     """
     scale, reference_mean = of_reference
-    a = covariance * scale
-    b = torch.addcmul(mean, a, reference_mean, value=-1)
-    return a.float(), b.float()
+    scale.mul_(covariance)
+    torch.addcmul(mean, scale, reference_mean, value=-1, out=reference_mean)
+    return of_reference
 
 
-def per_weight(table: Tensor, mode: Tensor) -> Tensor:
+def per_weight(table: Tensor, mode: Tensor, out: Tensor | None = None) -> Tensor:
     """Each weight's column of a table of the modes: [rows, M] by mode int [n] is [rows, n]."""
-    return table.gather(1, mode.long().expand(len(table), -1))
+    return torch.gather(table, 1, mode.long().expand(len(table), -1), out=out)
 
 
 def find_references(snapshots: Snapshots, sample: Tensor, modes: int) -> Tensor:
@@ -261,12 +259,15 @@ def fit_parts(
     rows[n_modes] = 1 / n_epochs
     rounding = n_epochs**1.5 * torch.finfo(rows.dtype).eps  # of a product, against |mean|
     for part, columns in snapshots.parts():
-        product = _multiply(rows, columns)
-        mean = product[n_modes].clone()
+        product = _strips(rows, columns)
+        n_weights = columns.shape[1]
+        mean = product[:, n_modes].reshape(-1)[:n_weights]
         if not mean.isfinite().all():
             first = part.start + int((~mean.isfinite()).nonzero()[0])
             raise ValueError(f"weight {first} of the trajectory is not finite")
-        projection, mode = _largest(product[:n_modes])
+        mode = product[:, :n_modes].abs().max(1).indices[:, None]
+        projection = product.gather(1, mode).reshape(-1)[:n_weights]
+        mode = mode.reshape(-1)[:n_weights]
         covariance = projection * norm[mode]
 
         still = (projection.abs() <= rounding * mean.abs()).nonzero().flatten()
@@ -279,34 +280,31 @@ def fit_parts(
         yield part, mean, covariance, mode
 
 
-def _multiply(rows: Tensor, columns: Tensor) -> Tensor:
-    """rows [m, T] @ columns [T, n] in the rows' precision: [m, n]."""
-    n_epochs, n_weights = columns.shape
-    if columns.is_cuda:
-        return rows @ columns.to(rows.dtype)
-    product = rows.new_empty(len(rows), n_weights)
-    size = min(n_weights, max(64, FIT_ELEMENTS // n_epochs))
-    buffer = rows.new_empty(n_epochs, size)
-    for block in parts(n_weights, size):
-        wide = buffer[:, : block.stop - block.start].copy_(columns[:, block])
-        torch.mm(rows, wide, out=product[:, block])
-    return product
+def _strips(rows: Tensor, columns: Tensor) -> Tensor:
+    """rows [m, T] @ columns [T, n] in the rows' precision, in strips of h columns: [S, m, h].
 
-
-def _largest(projection: Tensor) -> tuple[Tensor, Tensor]:
-    """In each column of [M, n] the entry of largest absolute value, the first of equals.
-
-    Returns the entries, [n], and their rows, int64 [n].
+    S · h ≥ n; what lies beyond n is 0. Each core multiplies strips of its own, where one product
+    shared by all of them would have them wait for each other.
     """
-    value = projection[0].clone()
-    size = value.abs()
-    row = torch.zeros_like(value, dtype=torch.int64)
-    for index, candidate in enumerate(projection[1:], start=1):
-        larger = candidate.abs() > size
-        value = torch.where(larger, candidate, value)
-        size = value.abs()
-        row.masked_fill_(larger, index)
-    return value, row
+    if columns.is_cuda:
+        return (rows @ columns.to(rows.dtype))[None]
+    n_epochs, n_weights = columns.shape
+    width = max(8, min(STRIP_WEIGHTS, FIT_ELEMENTS // (n_epochs * BATCH) // 8 * 8))
+    n_strips = -(-n_weights // width)
+    product = rows.new_empty(n_strips, len(rows), width)
+    batch = rows.expand(BATCH, -1, -1).contiguous()
+    wide = rows.new_empty(BATCH, n_epochs, width)
+    whole = n_weights // width
+    for strips in parts(whole, BATCH):
+        count = strips.stop - strips.start
+        block = columns[:, strips.start * width : strips.stop * width]
+        wide[:count].copy_(block.view(n_epochs, count, width).transpose(0, 1))
+        torch.bmm(batch[:count], wide[:count], out=product[strips])
+    if whole < n_strips:
+        rest = columns[:, whole * width :]
+        product[whole] = 0
+        product[whole, :, : rest.shape[1]] = rows @ rest.to(rows.dtype)
+    return product
 
 
 def centre(columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -326,6 +324,11 @@ def parts(n_weights: int, size: int) -> Iterator[slice]:
     """Consecutive ranges of at most `size` weights that cover N."""
     for start in range(0, n_weights, size):
         yield slice(start, min(start + size, n_weights))
+
+
+def part_weights(device: torch.device) -> int:
+    """How many weights to handle at once on a device."""
+    return PART_WEIGHTS if device.type == "cpu" else GPU_PART_WEIGHTS
 
 
 def mode_dtype(modes: int) -> torch.dtype:

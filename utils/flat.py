@@ -7,7 +7,7 @@ appear once; integer buffers are not part of θ.
 Every function here takes a module, or a state dictionary as one loads it from a file.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from ordered_set import OrderedSet
@@ -69,6 +69,7 @@ def read_vector(module: Stateful, out: Tensor | None = None) -> Tensor:
     return out
 
 
+@torch.no_grad()
 def write_vector(vector: Tensor, module: Stateful) -> None:
     """Write θ, float [N], into `module` in place, whatever its device and dtype.
 
@@ -80,33 +81,34 @@ def write_vector(vector: Tensor, module: Stateful) -> None:
     n_weights = sum(layer_sizes(module))
     if vector.shape != (n_weights,):
         raise ValueError(f"θ is {list(vector.shape)}, the module has {n_weights} weights")
-    for layer, weights in fill_layers(module):
-        weights.copy_(vector[layer])
+    write_parts([vector], module)
 
 
-def fill_layers(module: Stateful) -> Iterator[tuple[slice, Tensor]]:
-    """Have the caller fill in θ a layer at a time, straight into the module where that can be.
+@torch.no_grad()
+def write_parts(parts: Iterable[Tensor], module: Stateful) -> None:
+    """Write θ, given as consecutive pieces, float [n] each, into `module` in place.
 
-    Yields (the layer's range in θ, float32 [n] on the module's device to be filled in full). A
-    tensor that is not contiguous float32 is written once its values are there. Running variances
-    are clamped at 0, as by `write_vector`.
+    A piece is used up before the next is asked for. Running variances are clamped at 0, as by
+    `write_vector`.
+
+    Raises StopIteration if the pieces are shorter than θ.
     """
-    start = 0
+    parts = iter(parts)
+    piece = torch.empty(0)
     for name, tensor in named_layers(module):
-        stop = start + tensor.numel()
-        tensor = tensor.detach()
-        direct = tensor.dtype == torch.float32 and tensor.is_contiguous()
-        weights = (
-            tensor.view(-1)
-            if direct
-            else torch.empty(tensor.numel(), dtype=torch.float32, device=tensor.device)
-        )
-        yield slice(start, stop), weights
+        # row-major order in memory, or a copy of it that is laid out as the tensor is at the end
+        flat = tensor.detach().reshape(-1)
+        filled = 0
+        while filled < len(flat):
+            if not len(piece):
+                piece = next(parts)
+            taken = min(len(piece), len(flat) - filled)
+            flat[filled : filled + taken].copy_(piece[:taken])
+            piece, filled = piece[taken:], filled + taken
         if name.rpartition(".")[2] == "running_var":
-            weights.clamp_(min=0)
-        if not direct:
-            tensor.copy_(weights.view(tensor.shape))
-        start = stop
+            flat.clamp_(min=0)
+        if not tensor.is_contiguous():
+            tensor.copy_(flat.view(tensor.shape))
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Online CMD: a model that follows another while it trains (paper, section 4)."""
 
 import copy
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -8,7 +9,6 @@ from torch import Tensor, nn
 
 from utils.clustering import sample_weights
 from utils.fitting import (
-    PART_WEIGHTS,
     CMDModel,
     ReferenceMoments,
     Snapshots,
@@ -17,14 +17,15 @@ from utils.fitting import (
     find_references,
     fit_parts,
     mode_dtype,
+    part_weights,
     parts,
     per_weight,
 )
 from utils.flat import (
     copy_integer_buffers,
-    fill_layers,
     layer_sizes,
     read_vector,
+    write_parts,
     write_vector,
 )
 
@@ -111,7 +112,7 @@ class OnlineCMD:
         a = torch.empty(len(state["mean"]), device=state["mean"].device)
         b = torch.empty_like(a)
         table = self._moments.table()
-        for part in parts(len(a), PART_WEIGHTS):
+        for part in parts(len(a), part_weights(a.device)):
             mean, covariance, mode = (state[name][part] for name in ("mean", "covariance", "mode"))
             a[part], b[part] = coefficients(mean, covariance, per_weight(table, mode))
         a[state["reference"]], b[state["reference"]] = 1, 0
@@ -120,8 +121,10 @@ class OnlineCMD:
 
     def _fit(self, theta: Tensor) -> None:
         if self._history is None:
-            warmup = torch.stack([*self._snapshots, theta.cpu()])
-            self._snapshots.clear()
+            warmup = torch.empty(len(self._snapshots) + 1, len(theta))
+            warmup[-1] = theta
+            for row in warmup[:-1]:
+                row.copy_(self._snapshots.pop(0))  # freed as it goes: never all of them twice
         else:
             warmup = self._history.array[self.start : self.warmup + 1]
         snapshots = Snapshots(warmup, device=theta.device)
@@ -140,25 +143,41 @@ class OnlineCMD:
 
     def _update(self, theta: Tensor) -> None:
         """Take θ into the state, and write a · w_r + b into the module, in one pass over both."""
-        reference, moments = self._state["reference"], self._moments
-        values = theta[reference]
+        values = theta[self._state["reference"]]
         self._reference_history.append(values)
-        growth = moments.add(values)
-        table = torch.cat([moments.table(), values[None], growth[None]])
-        for layer, weights in fill_layers(self.module):
-            for part in parts(layer.stop - layer.start, PART_WEIGHTS):
-                here = slice(layer.start + part.start, layer.start + part.stop)
-                mean, covariance, mode = (
-                    self._state[name][here] for name in ("mean", "covariance", "mode")
-                )
-                *of_reference, w_r, growth = per_weight(table, mode)
-                deviation = theta[here].double().sub_(mean)
-                covariance.addcmul_(deviation, growth)
-                mean.add_(deviation, alpha=1 / moments.count)
-                a, b = coefficients(mean, covariance, of_reference)
-                torch.addcmul(b, a, w_r.float(), out=weights[part])
-            inside = reference[(reference >= layer.start) & (reference < layer.stop)]
-            weights[inside - layer.start] = theta[inside]  # a = 1, b = 0, to the last bit
+        self._moments.add(values)
+        table = torch.cat([self._moments.table(), values[None]])
+        write_parts(self._updated(theta, table), self.module)
+
+    def _updated(self, theta: Tensor, table: Tensor) -> Iterator[Tensor]:
+        """The new model, float32 [n] a part, each as its weights are taken into the state.
+
+        A part is valid until the next one is asked for: all parts use the same room, which costs
+        less than fresh memory for each.
+        """
+        references, count = self._state["reference"].tolist(), self._moments.count
+        size = min(len(theta), part_weights(theta.device))
+        wide, narrow = table.new_empty(5, size), theta.new_empty(4, size)
+        for part in parts(len(theta), size):
+            n_weights = part.stop - part.start
+            deviation, change, *_ = wide[:, :n_weights]
+            of_weight = per_weight(table, self._state["mode"][part], wide[2:, :n_weights])
+            _, reference_mean, w_r = of_weight
+            mean, covariance = self._state["mean"][part], self._state["covariance"][part]
+
+            # Welford's update: the old deviation times the reference's new one; no large sums
+            deviation.copy_(theta[part]).sub_(mean)
+            torch.sub(w_r, reference_mean, out=change)
+            covariance.addcmul_(deviation, change)
+            mean.add_(deviation, alpha=1 / count)
+            coefficients(mean, covariance, of_weight[:2])
+
+            a, b, w_r = narrow[:3, :n_weights].copy_(of_weight)
+            modelled = torch.addcmul(b, a, w_r, out=narrow[3, :n_weights])
+            for reference in references:
+                if part.start <= reference < part.stop:  # a = 1, b = 0, to the last bit
+                    modelled[reference - part.start] = theta[reference]
+            yield modelled
 
     def state_dict(self) -> dict:
         """All that `load_state_dict` needs to go on: tensors, numbers and lists of them.

@@ -8,6 +8,7 @@ from statistics import fmean
 from utils.methods import Method
 from utils.metrics import Metrics
 from utils.settings import Settings
+from utils.tables import format_table
 
 LAST = 10  # epochs that the table's mean is over
 COLUMNS = ("method", "last epoch", f"mean of last {LAST}", "best (epoch)", "parameters", "seconds")
@@ -43,25 +44,15 @@ def summarise(
 
 def table(summary: dict) -> str:
     """The summary as a table for the terminal, accuracies in percent."""
-    rows = [COLUMNS]
-    for figures in summary["methods"].values():
-        rows.append(
-            (
-                figures["label"],
-                f"{100 * figures['last']:.2f} %",
-                f"{100 * figures[f'mean_last_{LAST}']:.2f} %",
-                f"{100 * figures['best']:.2f} % ({figures['best_epoch']})",
-                f"{figures['parameters']:,}",
-                f"{figures['seconds']:,.1f}",
-            )
+    rows = [
+        (
+            figures["label"],
+            f"{100 * figures['last']:.2f} %",
+            f"{100 * figures[f'mean_last_{LAST}']:.2f} %",
+            f"{100 * figures['best']:.2f} % ({figures['best_epoch']})",
+            f"{figures['parameters']:,}",
+            f"{figures['seconds']:,.1f}",
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    lines = []
-    for row in rows:
-        first, *others = (
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join((first, *others)))
-    lines.insert(1, "  ".join("─" * width for width in widths))
-    return "\n".join(lines)
+        for figures in summary["methods"].values()
+    ]
+    return format_table(COLUMNS, rows)

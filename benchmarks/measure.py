@@ -1,0 +1,109 @@
+"""Each measurement in a process of its own, with its time and its peak of anonymous memory."""
+
+import multiprocessing
+import platform
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.errors import UserError
+
+STATUS = Path("/proc/self/status")
+
+
+def alone(function: Callable, *arguments: Any) -> Any:
+    """The result of `function` in a fresh process.
+
+    Raises UserError if the process was killed, which is what happens when memory runs out.
+    """
+    print(f"… {function.__name__.strip('_').replace('_', ' ')}", file=sys.stderr, flush=True)
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            return pool.submit(function, *arguments).result()
+    except BrokenProcessPool as error:
+        raise UserError(f"{function.__name__} was killed: is there enough memory?") from error
+
+
+def anonymous_memory() -> int:
+    """Bytes of memory of this process that no file stands behind (Linux; elsewhere 0)."""
+    if not STATUS.exists():
+        return 0
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("RssAnon"))
+    return 1024 * int(line.split()[1])
+
+
+class Measured:
+    """Times a block and watches its memory.
+
+    seconds: how long the block took. peak: the most anonymous memory it held beyond what was held
+    before it, in bytes.
+    """
+
+    def __enter__(self) -> "Measured":
+        self._before = self._highest = anonymous_memory()
+        self._done = threading.Event()
+        self._watch = threading.Thread(target=self._sample)
+        self._watch.start()
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds = time.perf_counter() - self._start
+        self._done.set()
+        self._watch.join()
+        self._look()
+        self.peak = self._highest - self._before
+
+    def _sample(self) -> None:
+        while not self._done.wait(0.005):
+            self._look()
+
+    def _look(self) -> None:
+        self._highest = max(self._highest, anonymous_memory())
+
+
+def repeated(function: Callable[[], Any], times: int) -> tuple[float, int, Any]:
+    """Median seconds and highest peak over `times` calls, and the last call's result."""
+    runs = []
+    for _ in range(times):
+        result = None  # the call before has given its memory back
+        with Measured() as measured:
+            result = function()
+        runs.append(measured)
+    return statistics.median(run.seconds for run in runs), max(run.peak for run in runs), result
+
+
+def environment(name: str) -> str:
+    """The hardware and versions in one line, for the record.
+
+    Raises UserError if there is no such device.
+    """
+    try:
+        device = torch.empty(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} is not to be had here; try cpu") from error
+    processor = platform.processor() or platform.machine()
+    names = Path("/proc/cpuinfo")
+    if device.type == "cuda":
+        processor = torch.cuda.get_device_name(device)
+    elif names.exists():
+        lines = names.read_text().splitlines()
+        processor = next(
+            (line.split(": ")[1] for line in lines if line.startswith("model name")), processor
+        )
+    return (
+        f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"Python {platform.python_version()}, {date.today().isoformat()}"
+    )

@@ -1,0 +1,96 @@
+"""Update online CMD: time and memory of one update, and how near copying its vectors that comes.
+
+    python benchmarks/online.py -N 11170000
+    python benchmarks/online.py -N 11170000 --official PATH       # a clone of the paper's code
+    python benchmarks/online.py -N 11170000 --drift 1000          # then compared with the full fit
+
+Every row of the table is measured in a process of its own. The first F + 1 snapshots are the
+warm-up, each later one is an update. Memory is anonymous memory beyond what the process held
+before.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the project's own packages, from wherever this is started
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import argparse
+
+from benchmarks import public_code
+from benchmarks.cases import Case, case_flags, case_of, trajectory_file
+from benchmarks.fitting import agreement
+from benchmarks.following import drift, our_updates, public_updates, vector_copies
+from benchmarks.measure import alone, environment
+from utils.arguments import Parser, at_least
+from utils.errors import UserError
+from utils.tables import format_table
+
+
+def measure(case: Case, warmup: int, official: str | None) -> str:
+    """The table of one case."""
+    ours_at, public_at = case.results()
+    floor = alone(vector_copies, case)
+    rows = [("copies of the vectors", floor), ("CMD", alone(our_updates, case, warmup, ours_at))]
+    notes = []
+    header = ["", "ms an update", "GB/s", "× copies", "peak MB"]
+    if official is not None:
+        rows.append(("public code", alone(public_updates, case, warmup, official, public_at)))
+        notes = agreement(case, ours_at, public_at, warmup + 1)
+        header.append("public ÷ this")
+    touched = case.n_weights * (4 + 4 + 8 + 8 + 1)
+    cells = []
+    for label, figures in rows:
+        cells.append(
+            [
+                label,
+                f"{1000 * figures.seconds:,.1f}",
+                f"{touched / figures.seconds / 1e9:.2f}",
+                f"{figures.seconds / floor.seconds:,.2f}",
+                f"{figures.peak / 1e6:,.0f}",
+            ]
+        )
+        if official is not None:
+            ratio = rows[-1][1].seconds / figures.seconds
+            cells[-1].append("" if figures is floor else f"{ratio:,.0f}")
+    return "\n".join([format_table(header, cells), *notes])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = Parser(
+        prog="benchmarks/online.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    case_flags(parser, epochs=41)
+    parser.add_argument(
+        "-F", "--warmup", type=at_least(1), default=20, help="last epoch of the warm-up (default: "
+        "%(default)s)"
+    )  # fmt: skip
+    parser.add_argument(
+        "--drift", type=at_least(1), metavar="UPDATES", help="also check so many updates"
+    )
+    args = parser.parse_args(argv)
+    try:
+        record = environment(args.device)
+        if args.official is not None:
+            public_code.load(args.official)
+        if args.epochs < args.warmup + 3:
+            raise UserError(
+                f"-T {args.epochs}: at least two snapshots must follow -F {args.warmup}"
+            )
+        case = case_of(args, args.weights, args.epochs)
+        with trajectory_file(case, args.keep):
+            words = measure(case, args.warmup, args.official)
+        if args.drift is not None:
+            words += "\n" + alone(drift, case, args.warmup, args.drift)
+    except UserError as error:
+        parser.error(str(error))
+    print(f"{case}, F = {args.warmup}\n{record}\n\n{words}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

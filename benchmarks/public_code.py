@@ -1,0 +1,56 @@
+"""The paper's public functions, from a clone of its repository (`--official PATH`)."""
+
+import contextlib
+import importlib.util
+import io
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from utils.errors import UserError
+
+
+def load(path: str) -> ModuleType:
+    """The clone's module of CMD functions.
+
+    Raises UserError if it is not there or cannot work here.
+    """
+    file = Path(path) / "utils" / "cmd_utils.py"
+    if not file.is_file():
+        raise UserError(f"--official {path}: there is no {file}; give a clone of the paper's code")
+    try:
+        import pandas
+    except ImportError as error:
+        raise UserError(f"--official {path} needs pandas: pip install 'pandas<3'") from error
+    if int(pandas.__version__.split(".")[0]) >= 3:
+        # it writes its a and b through chained indexing, which pandas 3 turned into a no-op
+        raise UserError(f"--official {path}: pandas {pandas.__version__} is too new for it: "
+                        "pip install 'pandas<3'")  # fmt: skip
+    spec = importlib.util.spec_from_file_location("public_cmd_utils", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def transposed(path: Path, end: int | None = None) -> np.ndarray:
+    """The trajectory as the public code holds it in memory: float32 [N, T]."""
+    stored = np.load(path, mmap_mode="r")[:end]
+    weights = np.empty(stored.shape[::-1], dtype=np.float32)
+    for start in range(0, len(weights), 1 << 18):
+        weights[start : start + (1 << 18)] = stored[:, start : start + (1 << 18)].T
+    return weights
+
+
+@contextlib.contextmanager
+def quietly():
+    """Keep what the functions print and warn of off the terminal."""
+    with (
+        warnings.catch_warnings(),
+        np.errstate(all="ignore"),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield

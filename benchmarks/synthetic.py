@@ -1,0 +1,55 @@
+"""Trajectories to measure on: weights that follow a few random walks, with noise of their own."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from utils.trajectory import Trajectory
+
+LATENT = 6  # random walks that the weights follow
+PART = 1 << 20
+
+
+class Walk:
+    """θ(0), θ(1), …: float32 [N] each, the same for the same seed."""
+
+    def __init__(self, n_weights: int, seed: int) -> None:
+        self._random = torch.Generator().manual_seed(seed)
+        self._follows = torch.randint(LATENT, (n_weights,), generator=self._random)
+        self._scale = torch.randn(n_weights, generator=self._random)
+        self._noise = torch.randn(n_weights, generator=self._random).mul_(0.1)
+        self._walks = torch.zeros(LATENT)
+
+    def step(self) -> Tensor:
+        """The next epoch's weights."""
+        self._walks += 0.01 * torch.randn(LATENT, generator=self._random)
+        theta = torch.empty_like(self._noise)
+        for part in torch.arange(len(theta)).split(PART):
+            here = slice(int(part[0]), int(part[-1]) + 1)
+            self._noise[here] += 0.002 * torch.randn(len(part), generator=self._random)
+            walk = self._walks[self._follows[here]]
+            torch.addcmul(self._noise[here], walk, self._scale[here], out=theta[here])
+        return theta
+
+
+def write_trajectory(path: Path, n_weights: int, n_epochs: int, seed: int) -> None:
+    """Write T snapshots of N weights to `path`, a `.npy`; a whole one that is there is left."""
+    store = Trajectory(path, n_weights)
+    if len(store) == n_epochs:
+        return
+    store.truncate(0)
+    walk = Walk(n_weights, seed)
+    for _ in range(n_epochs):
+        store.append(walk.step())
+
+
+def module_of(n_weights: int, n_layers: int = 62) -> nn.Module:
+    """A module of N weights in as many layers as ResNet18 has, of very different sizes."""
+    sizes = torch.logspace(0, 3, min(n_layers, n_weights), dtype=torch.float64)
+    ends = (sizes.cumsum(0) / sizes.sum() * n_weights).long().tolist()
+    ends[-1] = n_weights
+    starts = [0, *ends[:-1]]
+    return nn.ParameterList(
+        torch.zeros(end - start) for start, end in zip(starts, ends, strict=True) if end > start
+    )
