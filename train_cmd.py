@@ -17,12 +17,12 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from utils.arguments import Parser, at_least, positive, truth
 from utils.base_utils import MODELS, get_model
 from utils.data import DATASETS, load_dataset
+from utils.devices import choose_device
 from utils.errors import UserError
 from utils.files import write_json
 from utils.methods import METHODS, Method, OnlineCMDMethod
@@ -131,19 +131,6 @@ def make_settings(args: argparse.Namespace, selected: list[type[Method]]) -> Set
     for method in selected:
         method.check(settings)
     return settings
-
-
-def choose_device(name: str) -> torch.device:
-    """The device by name; "auto" is CUDA where there is one, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name}: not to be had here ({reason}); try cpu") from error
-    return device
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from utils.devices import choose_device
 from utils.errors import UserError
 
 STATUS = Path("/proc/self/status")
@@ -90,10 +91,7 @@ def environment(name: str) -> str:
 
     Raises UserError if there is no such device.
     """
-    try:
-        device = torch.empty(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} is not to be had here; try cpu") from error
+    device = choose_device(name)
     processor = platform.processor() or platform.machine()
     names = Path("/proc/cpuinfo")
     if device.type == "cuda":

@@ -256,7 +256,7 @@ def test_help_tells_the_true_defaults(capsys):
 
 
 def test_no_room_for_the_trajectory_is_said_before_training(main, results, monkeypatch, capsys):
-    usage = os.statvfs(".")
+
     del usage
 
     class Usage:

@@ -19,7 +19,13 @@ Alongside training, as torch.optim.swa_utils.AveragedModel is used:
     test(online.module)
 
 `read_vector` and `write_vector` turn a model into its vector θ and back.
+
+On a series of checkpoints, from the command line:
+
+    python -m utils.cmd_utils epoch_*.pt --modes 10
 """
+
+import sys
 
 from utils.clustering import sample_weights
 from utils.fitting import CMDModel, fit_cmd
@@ -36,3 +42,8 @@ __all__ = [
     "sample_weights",
     "write_vector",
 ]
+
+if __name__ == "__main__":
+    from utils.cmd_checkpoints import main
+
+    sys.exit(main())

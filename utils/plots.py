@@ -68,7 +68,7 @@ def plot_test_accuracy(
         axes.set_ylabel("Test accuracy (%)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.02)
-        axes.legend(loc="lower right" if n_epochs > 15 else "best")
+        axes.legend(loc="best")
         with atomic_write(path) as file:
             figure.savefig(file, format="png")
 

@@ -1,0 +1,73 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks.synthetic import module_of, write_trajectory
+from tests.conftest import ROOT
+from utils.flat import layer_sizes
+
+
+def benchmark(name, *arguments):
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / name, *map(str, arguments)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_fit(tmp_path):
+    code, out, error = benchmark("fit.py", "-N", 20_000, "-T", 12, "-K", 100, "-M", 4,
+                                 "--repeats", 1, "--folder", tmp_path)  # fmt: skip
+    assert code == 0, error
+    for words in ("N = 20,000, T = 12, M = 4, K = 100", "sequential read", "× read", "peak MB"):
+        assert words in out
+    assert not any(tmp_path.iterdir())
+
+
+def test_sweep(tmp_path):
+    code, out, error = benchmark("fit.py", "-N", 5_000, "-T", 20, "-K", 50, "-M", 2, "--repeats",
+                                 1, "--folder", tmp_path, "--sweep", tmp_path / "s.png")  # fmt: skip
+    assert code == 0, error
+    assert out.count("clustering") == 10
+    assert [path.name for path in tmp_path.iterdir()] == ["s.png"]
+
+
+def test_online(tmp_path):
+    code, out, error = benchmark("online.py", "-N", 20_000, "-T", 10, "-F", 5, "-K", 100,
+                                 "--drift", 20, "--folder", tmp_path)  # fmt: skip
+    assert code == 0, error
+    for words in ("copies of the vectors", "ms an update", "after 20 updates"):
+        assert words in out
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("fit.py", ["-N", "5", "-K", "10"], "-K 10"),
+        ("fit.py", ["-T", "1"], "-T 1"),
+        ("fit.py", ["--official", "nowhere"], "--official nowhere"),
+        ("fit.py", ["--folder", "nowhere"], "--folder nowhere"),
+        ("online.py", ["-T", "5"], "-T 5"),
+    ],
+)
+def test_bad_input(name, arguments, words):
+    code, _, error = benchmark(name, *arguments)
+    assert code == 2 and words in error and error.count("\n") == 1
+
+
+def test_synthetic_trajectory_is_the_seeds(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        write_trajectory(tmp_path / name, 1000, 6, seed)
+    a, b, c = (np.load(tmp_path / name, mmap_mode="r") for name in "abc")
+    assert a.shape == (6, 1000) and np.array_equal(a, b) and not np.array_equal(a, c)
+    (tmp_path / "a").write_bytes((tmp_path / "c").read_bytes())
+    write_trajectory(tmp_path / "a", 1000, 8, 0)  # another length: written afresh
+    assert np.array_equal(np.load(tmp_path / "a")[:6], b)
+
+
+@pytest.mark.parametrize("n_weights", [1, 10, 62, 1000, 12_345])
+def test_module_has_so_many_weights(n_weights):
+    assert sum(layer_sizes(module_of(n_weights))) == n_weights
