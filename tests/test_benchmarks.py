@@ -27,11 +27,12 @@ def test_fit(tmp_path):
 
 
 def test_sweep(tmp_path):
-    code, out, error = benchmark("fit.py", "-N", 5_000, "-T", 20, "-K", 50, "-M", 2, "--repeats",
-                                 1, "--folder", tmp_path, "--sweep", tmp_path / "s.png")  # fmt: skip
+    sizes = ("-N", 5_000, "-T", 20, "-K", 50, "-M", 2, "--repeats", 1)
+    plot = tmp_path / "sweep.png"
+    code, out, error = benchmark("fit.py", *sizes, "--folder", tmp_path, "--sweep", plot)
     assert code == 0, error
     assert out.count("clustering") == 10
-    assert [path.name for path in tmp_path.iterdir()] == ["s.png"]
+    assert list(tmp_path.iterdir()) == [plot]
 
 
 def test_online(tmp_path):

@@ -1,6 +1,5 @@
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -256,9 +255,6 @@ def test_help_tells_the_true_defaults(capsys):
 
 
 def test_no_room_for_the_trajectory_is_said_before_training(main, results, monkeypatch, capsys):
-
-    del usage
-
     class Usage:
         free = 10_000_000
 
