@@ -19,12 +19,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.arguments import Parser, at_least, positive, truth
-from utils.base_utils import MODELS, get_model
+from utils.arguments import Parser, at_least, positive, share, truth
+from utils.base_utils import MODELS, OPTIMIZERS, SCHEDULERS, get_model
 from utils.data import DATASETS, load_dataset
 from utils.devices import choose_device
 from utils.errors import UserError
 from utils.files import write_json
+from utils.method_embedded import EmbeddedCMD, embedded_share
+from utils.method_pbfgs import UPDATES
 from utils.methods import METHODS, Method, OnlineCMDMethod
 from utils.metrics import Row
 from utils.plots import plot_test_accuracy
@@ -70,36 +72,40 @@ def compare(args: argparse.Namespace) -> None:
     if args.limit is not None:
         dataset = dataset.limited(args.limit)
     settings = replace(settings, data=dataset.fingerprint())
-    run = Run(Path(args.results_dir) / args.model, settings, dataset, device, args.overwrite)
+    folder = Path(args.results_dir) / args.model
+    run = Run(folder, settings, dataset, device, args.overwrite, batch_progress)
     print(
         f"{args.model} on {args.dataset}: {run.n_weights:,} weights, {settings.epochs} epochs, "
-        f"{len(dataset.train):,} + {len(dataset.test):,} images, {device}, in {run.folder}",
+        f"{len(dataset.train):,} + {len(dataset.test):,} images, {device}, in {folder}",
         flush=True,
     )
+    remaining = run.remaining(selected)
+    training, tests = run.ahead(remaining)
+    print(f"ahead: {training} epochs of training, {tests} tests", flush=True)
 
-    remaining = run.remaining([make(run.model, run.trajectory, settings) for make in selected])
-    alongside = [method for method in remaining if not method.after_run]
-    afterwards = [method for method in remaining if method.after_run]
-
+    alongside = [method(run) for method in remaining if not method.after_run]
     for method in alongside:
-        method.prepare(run.folder)
+        method.prepare()
     if alongside or run.epochs_done < settings.epochs:
-        for epoch, module in run.epochs(batch_progress):
+        for epoch, module in run.epochs():
             just_trained = module is run.model
             print_epoch(run, epoch, run.follow(alongside, epoch, module), just_trained)
-    for method in afterwards:
-        print(f"{method.label}: fitting and testing {settings.epochs} epochs", flush=True)
-        method.prepare(run.folder)
+    for method in alongside:
+        method.finish()
+    for method in (make(run) for make in remaining if make.after_run):
+        method.prepare()
         for epoch in range(settings.epochs):
-            print_epoch(run, epoch, run.follow([method], epoch, run.at(epoch)))
-    for method in remaining:
-        method.finish(run.folder)
+            rows = run.follow([method], epoch, run.at(epoch))
+            if epoch >= method.departs(settings):  # before, it is the run's own model
+                print_epoch(run, epoch, rows)
+        method.finish()
 
-    summary = summarise(selected, run.metrics, settings, run.n_weights, run.folder)
-    write_json(summary, run.folder / SUMMARY)
+    summary = summarise(selected, run.metrics, settings, run.n_weights, folder)
+    write_json(summary, folder / SUMMARY)
     warmup = settings.warmup_cmd if OnlineCMDMethod in selected else None
-    plot_test_accuracy(selected, run.metrics, warmup, run.folder / PLOT)
-    print(f"\n{table(summary)}\n\nplot: {run.folder / PLOT}")
+    embedded = embedded_share(folder) if EmbeddedCMD in selected else None
+    plot_test_accuracy(selected, run.metrics, warmup, folder / PLOT, embedded)
+    print(f"\n{table(summary)}\n\nplot: {folder / PLOT}")
 
 
 def make_settings(args: argparse.Namespace, selected: list[type[Method]]) -> Settings:
@@ -110,6 +116,11 @@ def make_settings(args: argparse.Namespace, selected: list[type[Method]]) -> Set
     entry = get_model(args.model)
     if args.weights is not None and not entry.pretrained:
         raise UserError(f"--weights {args.weights}: --model {args.model} is trained from scratch")
+    epochs = entry.epochs if args.epochs is None else args.epochs
+    optimizer = args.optimizer or entry.optimizer
+    if args.momentum is not None and optimizer != "sgd":
+        raise UserError(f"--momentum {args.momentum:g} is SGD's: add --optimizer sgd, or leave it")
+    momentum = entry.momentum if args.momentum is None else args.momentum
     settings = Settings(
         model=args.model,
         dataset=args.dataset,
@@ -117,13 +128,26 @@ def make_settings(args: argparse.Namespace, selected: list[type[Method]]) -> Set
         limit=args.limit,
         weights=(args.weights or "imagenet") if entry.pretrained else None,
         seed=args.seed,
-        epochs=entry.epochs if args.epochs is None else args.epochs,
+        epochs=epochs,
+        optimizer=optimizer,
         lr=entry.lr if args.lr is None else args.lr,
+        momentum=momentum if optimizer == "sgd" else None,
+        scheduler=args.scheduler or entry.scheduler,
         batch_size=args.batch_size,
         modes=entry.modes if args.modes is None else args.modes,
         samples=entry.samples if args.samples is None else args.samples,
         start=args.start,
         warmup_cmd=args.warmup_cmd,
+        embed_window=args.embed_window,
+        embed_perc=args.embed_perc,
+        perc_rel=args.perc_rel,
+        warmup_pbfgs=args.warmup_pbfgs,
+        pbfgs_num=args.pbfgs_num,
+        pbfgs_batch_size=args.pbfgs_batch_size,
+        accumulate=args.accumulate,
+        pbfgs_updates=args.pbfgs_updates,
+        ema_decay=args.ema_decay,
+        swa_start=epochs * 3 // 4 if args.swa_start is None else args.swa_start,
     )
     if not selected:
         flags = ", ".join(method.flags[0] for method in METHODS)
@@ -170,7 +194,15 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="T",
         help="training epochs (default: the model's, below)",
     )
+    group.add_argument("--optimizer", choices=OPTIMIZERS, help="(default: the model's, below)")
     group.add_argument("--lr", type=positive, help="learning rate (default: the model's, below)")
+    group.add_argument("--momentum", type=share, help="of SGD, from 0 to below 1 (default: 0.9)")
+    group.add_argument(
+        "--scheduler",
+        choices=SCHEDULERS,
+        help="of the learning rate: constant, cosine to 0, a tenth from 1/2 and 3/4 of the epochs "
+        "on, cosine after 5 epochs' linear warm-up (default: none; vit's is warmup_cosine)",
+    )
     group.add_argument(
         "--batch_size",
         type=at_least(1),
@@ -230,6 +262,81 @@ def build_parser() -> argparse.ArgumentParser:
         default=20,
         metavar="EPOCH",
         help="last epoch of online CMD's warm-up, from 1 to epochs − 1 (default: %(default)s)",
+    )
+
+    group = parser.add_argument_group("embedded CMD")
+    group.add_argument(
+        "--embed_window",
+        type=at_least(1),
+        default=10,
+        metavar="L",
+        help="epochs from one embedding to the next (default: %(default)s)",
+    )
+    group.add_argument(
+        "--embed_perc",
+        type=positive,
+        default=10,
+        metavar="P",
+        help="percentage of weights embedded each time (default: %(default)s)",
+    )
+    group.add_argument(
+        "--perc_rel",
+        type=truth,
+        default=False,
+        metavar="BOOL",
+        help="whether it is of the weights not yet embedded, not of all (default: %(default)s)",
+    )
+
+    group = parser.add_argument_group("P-BFGS")
+    group.add_argument(
+        "--warmup_pbfgs",
+        type=int,
+        default=80,
+        metavar="EPOCH",
+        help="last epoch before P-BFGS, from 1 to epochs − 2 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--pbfgs_num",
+        type=at_least(1),
+        default=40,
+        metavar="D",
+        help="dimensions of the subspace (default: %(default)s)",
+    )
+    group.add_argument(
+        "--pbfgs_batch_size",
+        type=at_least(1),
+        default=1024,
+        metavar="B",
+        help="images in one of its mini-batches (default: %(default)s)",
+    )
+    group.add_argument(
+        "--accumulate",
+        type=at_least(1),
+        default=1,
+        metavar="A",
+        help="mini-batches to a step (default: %(default)s)",
+    )
+    group.add_argument(
+        "--pbfgs_updates",
+        choices=UPDATES,
+        default=UPDATES[0],
+        help="epoch: a pass over the training set an epoch; single: one step an epoch, its "
+        "curvature forgotten, as the paper's public code has it (default: %(default)s)",
+    )
+
+    group = parser.add_argument_group("averages")
+    group.add_argument(
+        "--ema_decay",
+        type=positive,
+        default=0.999,
+        metavar="D",
+        help="share of the average that stays, a step (default: %(default)s)",
+    )
+    group.add_argument(
+        "--swa_start",
+        type=at_least(0),
+        metavar="EPOCH",
+        help="first epoch that SWA averages (default: 3/4 of the epochs)",
     )
 
     group = parser.add_argument_group("results")

@@ -54,8 +54,8 @@ def plot_sweep(measured: dict[str, list], path: Path, caption: str) -> None:
         # the results, a, b (float32) and mode (int8), grow with N and are part of no method's cost
         chunks = [(figures.peak - 9 * n) / 1e6 for n, _, figures in points]
         results = [9 * n / 1e6 for n, _, _ in points]
-        slope = np.dot(x, seconds) / np.dot(x, x)
-        axes[0, column].plot(x, slope * np.asarray(x), color="#bbbbbb", lw=1, label="proportional")
+        line = np.polyval(np.polyfit(x, seconds, 1), x)
+        axes[0, column].plot(x, line, color="#bbbbbb", lw=1, label="straight line")
         axes[0, column].plot(x, seconds, "o-", color="#0072B2", label="fit, without clustering")
         axes[1, column].plot(x, chunks, "o-", color="#D55E00", label="working memory")
         axes[1, column].plot(x, results, "s--", color="#999999", label="the results: a, b, mode")

@@ -4,14 +4,14 @@ To change a model's hyperparameters, change its line in MODELS; to add a model, 
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 from models.googlenet import GoogLeNet
 from models.lenet import LeNet5
@@ -33,8 +33,8 @@ class ModelEntry:
     """A model and the paper's settings for it.
 
     build: called with num_classes, and with weights where `pretrained`. optimizer: "sgd" or
-    "adam". epochs: T. modes: M. samples: K. warmup_epochs: of the learning rate, linear, followed
-    by a cosine to 0; None keeps the rate constant. There is no weight decay.
+    "adam". epochs: T. modes: M. samples: K. scheduler: one of SCHEDULERS. There is no weight
+    decay.
     """
 
     build: Callable[..., nn.Module]
@@ -45,23 +45,39 @@ class ModelEntry:
     samples: int
     transform: CropFlip | ResizedCrop = CIFAR
     momentum: float = 0.9  # of SGD
-    warmup_epochs: int | None = None
+    scheduler: str = "none"
     pretrained: bool = False
 
-    def make_optimizer(self, model: nn.Module, lr: float) -> Optimizer:
+    def make_optimizer(
+        self,
+        model: nn.Module,
+        lr: float,
+        optimizer: str | None = None,
+        momentum: float | None = None,
+    ) -> Optimizer:
+        """The optimizer for `model`, the entry's own where it is not named. momentum: of SGD."""
         parameters = list(model.parameters())
         fused = parameters[0].device.type in ("cpu", "cuda")
-        if self.optimizer == "adam":
+        if (optimizer or self.optimizer) == "adam":
             return torch.optim.Adam(parameters, lr=lr, fused=fused)
-        return torch.optim.SGD(parameters, lr=lr, momentum=self.momentum, fused=fused)
+        momentum = self.momentum if momentum is None else momentum
+        return torch.optim.SGD(parameters, lr=lr, momentum=momentum, fused=fused)
 
     def make_scheduler(
-        self, optimizer: Optimizer, epochs: int, steps_per_epoch: int
-    ) -> LambdaLR | None:
+        self,
+        optimizer: Optimizer,
+        epochs: int,
+        steps_per_epoch: int,
+        scheduler: str | None = None,
+    ) -> LRScheduler | None:
         """The learning-rate schedule, to be stepped after every optimizer step."""
-        if self.warmup_epochs is None:
+        name, total = scheduler or self.scheduler, epochs * steps_per_epoch
+        if name == "none":
             return None
-        warmup, total = self.warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
+        if name == "step":
+            milestones = [round(share * total) for share in STEP_AT]
+            return MultiStepLR(optimizer, milestones, gamma=0.1)
+        warmup = WARMUP_EPOCHS * steps_per_epoch if name == "warmup_cosine" else 0
 
         def factor(step: int) -> float:
             if step < warmup:
@@ -70,6 +86,13 @@ class ModelEntry:
 
         return LambdaLR(optimizer, factor)
 
+
+OPTIMIZERS = ("sgd", "adam")
+# cosine: to 0 at the end. step: a tenth from each of STEP_AT on. warmup_cosine: linearly from 0
+# over WARMUP_EPOCHS, then cosine.
+SCHEDULERS = ("none", "cosine", "step", "warmup_cosine")
+STEP_AT = (0.5, 0.75)  # shares of the run
+WARMUP_EPOCHS = 5
 
 # fmt: off
 MODELS: dict[str, ModelEntry] = {
@@ -80,7 +103,7 @@ MODELS: dict[str, ModelEntry] = {
     "lenet":     ModelEntry(LeNet5,     "adam", 0.001, 150, 10, 1_000),
     "googlenet": ModelEntry(GoogLeNet,  "adam", 0.001, 120, 7,  5_000),
     "vit":       ModelEntry(vit_b_16,   "sgd",  0.03,  90,  10, 1_000,
-                            transform=IMAGENET, warmup_epochs=5, pretrained=True),
+                            transform=IMAGENET, scheduler="warmup_cosine", pretrained=True),
 }
 # fmt: on
 
@@ -100,16 +123,18 @@ def train_epoch(
     split: Split,
     transform: CropFlip | ResizedCrop,
     optimizer: Optimizer,
-    scheduler: LambdaLR | None,
+    scheduler: LRScheduler | None,
     batch_size: int,
     generator: torch.Generator,
     mirror: bool = True,
     progress: Callable[[Iterable], Iterable] = iter,
+    after_step: Sequence[Callable[[nn.Module], None]] = (),
 ) -> tuple[float, float]:
     """One pass over `split` in a random order, the last batch as small as it comes.
 
     generator: of the order and the augmentation, on the split's device.
     progress: wraps the batches, e.g. in a progress bar.
+    after_step: each is called with the model after every optimizer step.
 
     Returns the mean loss and the accuracy (a fraction) over the images as they were met.
     """
@@ -128,6 +153,8 @@ def train_epoch(
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
+        for call in after_step:
+            call(model)
         total_loss += loss.detach() * len(labels)
         n_correct += count_correct(logits, labels)
     return total_loss.item() / len(split), n_correct.item() / len(split)

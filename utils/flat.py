@@ -49,6 +49,17 @@ def layer_sizes(module: Stateful) -> list[int]:
     return [tensor.numel() for _, tensor in named_layers(module)]
 
 
+def trainable_ranges(module: nn.Module) -> list[slice]:
+    """Where in θ the parameters that are trained lie, in the order of `module.parameters()`."""
+    ranges, start = [], 0
+    for _, tensor in named_layers(module):
+        stop = start + tensor.numel()
+        if tensor.requires_grad:
+            ranges.append(slice(start, stop))
+        start = stop
+    return ranges
+
+
 @torch.no_grad()
 def read_vector(module: Stateful, out: Tensor | None = None) -> Tensor:
     """θ of `module`: float32 [N], on the module's device unless `out` is given.

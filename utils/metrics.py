@@ -80,6 +80,9 @@ class Metrics:
     def has(self, method: str, epoch: int) -> bool:
         return (method, epoch) in self._rows
 
+    def get(self, method: str, epoch: int) -> Row:
+        return self._rows[method, epoch]
+
     def of(self, method: str) -> list[Row]:
         """A method's rows, by epoch."""
         rows = [row for (name, _), row in self._rows.items() if name == method]

@@ -6,8 +6,10 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
 from utils.files import atomic_write
+from utils.method_embedded import EmbeddedCMD
 from utils.methods import Method
 from utils.metrics import Metrics
 
@@ -28,15 +30,31 @@ STYLE = {
 
 
 def plot_test_accuracy(
-    methods: Sequence[type[Method]], metrics: Metrics, warmup: int | None, path: Path
+    methods: Sequence[type[Method]],
+    metrics: Metrics,
+    warmup: int | None,
+    path: Path,
+    embedded: Tensor | None = None,
 ) -> None:
     """Every method's test accuracy over the epochs, its last one in the legend.
 
     warmup: the epoch at which online CMD takes over, marked; None marks nothing.
+    embedded: [T], the share of weights that embedded CMD has embedded after each epoch, drawn
+        below; None draws nothing.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(layout="constrained")
         axes = figure.add_subplot()
+        if embedded is not None:
+            figure.set_figheight(5.4)
+            grid = figure.add_gridspec(2, 1, height_ratios=(4, 1))
+            axes.set_subplotspec(grid[0])
+            below = figure.add_subplot(grid[1], sharex=axes)
+            below.plot(100 * embedded, color=EmbeddedCMD.color, drawstyle="steps-post")
+            below.set_ylim(0, 105)
+            below.set_xlabel("Epoch")
+            below.set_ylabel("Embedded (%)")
+            axes.tick_params(labelbottom=False)
         curves = {
             method: [100 * row.test_acc for row in metrics.of(method.name)] for method in methods
         }
@@ -64,7 +82,8 @@ def plot_test_accuracy(
                 color="#777777",
                 fontsize=9,
             )
-        axes.set_xlabel("Epoch")
+        if embedded is None:
+            axes.set_xlabel("Epoch")
         axes.set_ylabel("Test accuracy (%)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.02)

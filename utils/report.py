@@ -36,9 +36,9 @@ def summarise(
             f"mean_last_{LAST}": fmean(row.test_acc for row in rows[-LAST:]),
             "best": best.test_acc,
             "best_epoch": best.epoch,
-            "parameters": method.n_parameters(n_weights, settings.epochs, folder),
+            "parameters": method.n_parameters(n_weights, settings, folder),
             "seconds": round(sum(row.seconds for row in rows), 3),
-        }
+        } | method.figures(folder)
     return {"settings": asdict(settings), "n_weights": n_weights, "methods": figures}
 
 

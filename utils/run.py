@@ -8,20 +8,25 @@ stored snapshots again, testing only where a row is missing.
 
 import copy
 import json
+import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
 from utils.base_utils import evaluate, get_model, train_epoch
 from utils.data import Dataset
 from utils.errors import UserError
 from utils.files import load_tensors, save_tensors, write_json
 from utils.flat import layer_sizes, read_vector, write_vector
+from utils.method_embedded import EmbeddedCMD
 from utils.methods import METHODS, Method
 from utils.metrics import Metrics, Row
 from utils.seeding import INITIAL_WEIGHTS, epoch_generator, stream_seed
@@ -29,9 +34,12 @@ from utils.settings import Settings, environment
 from utils.trajectory import Trajectory, TrajectoryError
 
 CONFIG, CHECKPOINT, TRAJECTORY = "config.json", "checkpoint.pt", "trajectory.npy"
+KEPT_OPTIMIZER = "optimizer.pt"
 METRICS, SUMMARY, PLOT = "metrics.csv", "summary.json", "all_methods_test_acc.png"
-OWN_FILES = (CONFIG, CHECKPOINT, TRAJECTORY, METRICS, SUMMARY, PLOT)
-OWN_FILES += tuple(file for method in METHODS for file in method.files())
+OWN_FILES = (CONFIG, CHECKPOINT, KEPT_OPTIMIZER, TRAJECTORY, METRICS, SUMMARY, PLOT)
+OWN_FILES += tuple(
+    file for method in METHODS for file in (*method.files(), *method.scratch_files())
+)
 
 
 class Run:
@@ -44,20 +52,22 @@ class Run:
         dataset: Dataset,
         device: torch.device,
         overwrite: bool = False,
+        progress: Callable[[Iterable, int], Iterable] = lambda batches, epoch: batches,
     ) -> None:
         """Open the run, or start it; nothing is written or removed if it cannot.
+
+        progress: wraps the batches of an epoch, given with its number.
 
         Raises UserError if other settings' results lie in `folder`, a file there is damaged, the
         model cannot be built, or the disk has no room for the trajectory.
         """
         self.folder, self.settings, self.device = folder, settings, device
+        self.progress = progress
         self.entry = get_model(settings.model)
         exists = not overwrite and self._matches_stored()
         self.dataset = dataset.to(device)
         self.model = self._build_model(len(dataset.classes))
-        self.optimizer = self.entry.make_optimizer(self.model, settings.lr)
-        steps = -(-len(dataset.train) // settings.batch_size)
-        self.scheduler = self.entry.make_scheduler(self.optimizer, settings.epochs, steps)
+        self.optimizer, self.scheduler = self.make_optimizer(self.model)
         self.n_weights = sum(layer_sizes(self.model))
         self._require_room(counting_own_files=overwrite)
         if not exists:
@@ -67,6 +77,8 @@ class Run:
             config = {"settings": asdict(settings), "n_weights": self.n_weights}
             write_json(config | {"environment": environment(device)}, folder / CONFIG)
         self._replayed: nn.Module | None = None
+        self._averages: dict[str, AveragedModel] = {}  # that take in every step
+        self.step_states: dict[str, dict] = {}  # theirs, where the run goes on
         self.train_history: list[tuple[float, float, float]] = []  # loss, accuracy, seconds
         try:
             self.trajectory = Trajectory(folder / TRAJECTORY, self.n_weights)
@@ -79,7 +91,27 @@ class Run:
     def epochs_done(self) -> int:
         return len(self.train_history)
 
-    def remaining(self, methods: list[Method]) -> list[Method]:
+    def make_optimizer(self, model: nn.Module) -> tuple[Optimizer, LRScheduler | None]:
+        """An optimizer and a schedule for `model` with the run's settings."""
+        settings = self.settings
+        optimizer = self.entry.make_optimizer(
+            model, settings.lr, settings.optimizer, settings.momentum
+        )
+        steps = -(-len(self.dataset.train) // settings.batch_size)
+        return optimizer, self.entry.make_scheduler(
+            optimizer, settings.epochs, steps, settings.scheduler
+        )
+
+    def follow_steps(self, name: str, average: AveragedModel) -> None:
+        """Have an average take in the weights after every step from here on, and keep its state."""
+        self._averages[name] = average
+
+    def kept_optimizer(self) -> dict | None:
+        """The optimizer's and the schedule's state at the epoch where embedding may begin."""
+        path = self.folder / KEPT_OPTIMIZER
+        return load_tensors(path) if path.exists() else None
+
+    def remaining(self, methods: Sequence[type[Method]]) -> list[type[Method]]:
         """The methods that have an epoch to be tested or a file to be saved."""
         return [
             method
@@ -88,7 +120,26 @@ class Run:
             or not all((self.folder / name).exists() for name in method.files())
         ]
 
-    def epochs(self, progress: Callable[[Iterable, int], Iterable]) -> Iterator[tuple]:
+    def ahead(self, methods: Sequence[type[Method]]) -> tuple[int, int]:
+        """How many epochs of training and how many tests the methods are from being finished."""
+        epochs, settings = range(self.settings.epochs), self.settings
+        training, tests = settings.epochs - self.epochs_done, 0
+        for method in methods:
+            missing = {epoch for epoch in epochs if not self.metrics.has(method.name, epoch)}
+            training += len(missing & set(method.training_epochs(settings)))
+            tests += len(missing & set(epochs[method.departs(settings) :]))
+        tests += sum(
+            1
+            for epoch in epochs
+            if self._tested_before(epoch) is None
+            and any(
+                epoch < method.departs(settings) and not self.metrics.has(method.name, epoch)
+                for method in methods
+            )
+        )
+        return training, tests
+
+    def epochs(self) -> Iterator[tuple]:
         """The run, an epoch at a time: those already trained from the trajectory, then the rest.
 
         Yields (epoch, module holding θ(epoch)).
@@ -97,7 +148,7 @@ class Run:
             if epoch < self.epochs_done:
                 yield epoch, self.at(epoch)
             else:
-                self._train(epoch, progress)
+                self._train(epoch)
                 yield epoch, self.model
 
     def at(self, epoch: int) -> nn.Module:
@@ -110,30 +161,46 @@ class Run:
     def follow(self, methods: list[Method], epoch: int, module: nn.Module) -> list[Row]:
         """Show an epoch to each method, and test it there unless that was done before.
 
-        A module that several methods want tested is tested once. Returns the new rows.
+        The run's own model is tested once for all methods. Returns the new rows.
         """
         rows = []
-        tested: dict[int, tuple[float, float, float]] = {}
         for method in methods:
             start = time.perf_counter()
             follower = method.follow(epoch, module)
-            own = time.perf_counter() - start
             if self.metrics.has(method.name, epoch):
                 continue
-            if id(follower) not in tested:
-                start = time.perf_counter()
+            result = self._tested_before(epoch) if follower is module else None
+            if result is None:
                 result = evaluate(
                     follower, self.dataset.test, self.entry.transform, self.settings.batch_size
                 )
-                tested[id(follower)] = (*result, time.perf_counter() - start)
-            loss, accuracy, seconds = tested[id(follower)]
-            trained = self.train_history[epoch] if method.trains else (None, None, 0.0)
-            spent = round(own + seconds + trained[2], 3)
-            rows.append(Row(method.name, epoch, *trained[:2], loss, accuracy, spent))
-            self.metrics.add(rows[-1])
+            seconds = time.perf_counter() - start
+            if method.trains:
+                seconds += self.train_history[epoch][2]
+            train = (None, None) if follower is module and not method.trains else method.trained
+            row = Row(method.name, epoch, *(train or (None, None)), *result, round(seconds, 3))
+            self.metrics.add(row)
+            rows.append(row)
         return rows
 
-    def _train(self, epoch: int, progress: Callable[[Iterable, int], Iterable]) -> None:
+    def require_finite(self, loss: float, module: nn.Module, epoch: int, who: str) -> None:
+        """Raise UserError if training went to NaN or infinity."""
+        if not (math.isfinite(loss) and read_vector(module).isfinite().all()):
+            raise UserError(
+                f"--lr {self.settings.lr:g}: the training loss of {who} became NaN or infinite in "
+                f"epoch {epoch}; the {epoch} before it are kept in {self.folder}; try a smaller "
+                "--lr"
+            )
+
+    def _tested_before(self, epoch: int) -> tuple[float, float] | None:
+        """Test loss and accuracy of the run's own model, if a method had it tested."""
+        for method in METHODS:
+            if epoch < method.departs(self.settings) and self.metrics.has(method.name, epoch):
+                row = self.metrics.get(method.name, epoch)
+                return row.test_loss, row.test_acc
+        return None
+
+    def _train(self, epoch: int) -> None:
         start = time.perf_counter()
         loss, accuracy = train_epoch(
             self.model,
@@ -144,16 +211,15 @@ class Run:
             self.settings.batch_size,
             epoch_generator(self.settings.seed, epoch, self.device),
             self.dataset.mirror,
-            lambda batches: progress(batches, epoch),
+            lambda batches: self.progress(batches, epoch),
+            [average.update_parameters for average in self._averages.values()],
         )
-        theta = read_vector(self.model)
-        if not (torch.tensor(loss).isfinite() and theta.isfinite().all()):
-            raise UserError(
-                f"--lr {self.settings.lr:g}: the training loss became NaN or infinite in epoch "
-                f"{epoch}; the {epoch} before it are kept in {self.folder}; try a smaller --lr"
-            )
-        self.trajectory.append(theta)
+        self.require_finite(loss, self.model, epoch, "the run")
+        self.trajectory.append(read_vector(self.model))
         self.train_history.append((loss, accuracy, time.perf_counter() - start))
+        if epoch == EmbeddedCMD.departs(self.settings):
+            state = {"epoch": epoch, **self._optimizer_state()}
+            save_tensors(state, self.folder / KEPT_OPTIMIZER)
         self._save_checkpoint()
 
     def _build_model(self, num_classes: int) -> nn.Module:
@@ -178,9 +244,16 @@ class Run:
                     "--results_dir, or --overwrite to start afresh"
                 )
             return False
+        stored_metrics = Metrics(self.folder / METRICS)
+        undecided = {
+            name
+            for method in METHODS
+            if not stored_metrics.of(method.name)
+            for name in method.own_settings
+        }
         try:
-            stored = json.loads(path.read_text())["settings"]
-            differences = self.settings.differences(stored)
+            config = json.loads(path.read_text())
+            differences = self.settings.differences(config["settings"], undecided)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged: --overwrite starts afresh") from error
         if differences:
@@ -188,14 +261,17 @@ class Run:
                 f"{self.folder} holds a run with other settings: {'; '.join(differences)}; "
                 "choose another --results_dir, or --overwrite to start afresh"
             )
+        if config["settings"] != asdict(self.settings):
+            write_json(config | {"settings": asdict(self.settings)}, path)
         return True
 
     def _require_room(self, counting_own_files: bool) -> None:
-        """The trajectory, two checkpoints (one being replaced) and both methods' parameters."""
+        """The trajectory, checkpoints (one more while it is replaced), the kept optimizer, and the
+        parameters and states of all methods."""
         own = [self.folder / name for name in OWN_FILES]
         already = sum(path.stat().st_size for path in own if path.exists())
-        states = 3 if self.entry.optimizer == "adam" else 2
-        needed = 4 * self.n_weights * (self.settings.epochs + 2 * states + 5)
+        states = 3 if self.settings.optimizer == "adam" else 2
+        needed = 4 * self.n_weights * (self.settings.epochs + 5 * states + 25)
         existing = next(
             path for path in (self.folder, *self.folder.resolve().parents) if path.exists()
         )
@@ -210,11 +286,17 @@ class Run:
     def _save_checkpoint(self) -> None:
         state = {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            **self._optimizer_state(),
+            "averages": {name: avg.state_dict() for name, avg in self._averages.items()},
             "train_history": self.train_history,
         }
         save_tensors(state, self.folder / CHECKPOINT)
+
+    def _optimizer_state(self) -> dict:
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+        }
 
     def _load_checkpoint(self) -> None:
         path = self.folder / CHECKPOINT
@@ -225,6 +307,7 @@ class Run:
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(state["scheduler"])
             self.train_history = [tuple(entry) for entry in state["train_history"]]
+            self.step_states = state["averages"]
         if len(self.trajectory) < self.epochs_done:
             raise ValueError(
                 f"{self.trajectory.path} holds {len(self.trajectory)} snapshots, "

@@ -2,6 +2,7 @@
 
 import platform
 import sys
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -15,9 +16,10 @@ import torchvision
 class Settings:
     """Everything that the numbers of a run depend on; two runs with equal settings are one.
 
-    lr: the learning rate. epochs: T. modes, samples: M, K. start, warmup_cmd: the first and last
-    epoch of online CMD's warm-up. limit: images of each split, None for all. weights: of a
-    pretrained model. data: the images' fingerprint.
+    optimizer, lr, momentum, scheduler: of the training; momentum is None for Adam. epochs: T.
+    modes, samples: M, K. start, warmup_cmd: the first and last epoch of online CMD's warm-up.
+    limit: images of each split, None for all. weights: of a pretrained model. data: the images'
+    fingerprint. The rest belongs to one method each (`Method.own_settings`).
     """
 
     model: str
@@ -27,17 +29,35 @@ class Settings:
     weights: str | None
     seed: int
     epochs: int
+    optimizer: str
     lr: float
+    momentum: float | None
+    scheduler: str
     batch_size: int
     modes: int
     samples: int
     start: int
     warmup_cmd: int
+    embed_window: int
+    embed_perc: float
+    perc_rel: bool
+    warmup_pbfgs: int
+    pbfgs_num: int
+    pbfgs_batch_size: int
+    accumulate: int
+    pbfgs_updates: str
+    ema_decay: float
+    swa_start: int
 
-    def differences(self, stored: dict) -> list[str]:
-        """Where `stored`, settings from a file, differ: one phrase each, naming the flag."""
+    def differences(self, stored: dict, undecided: Collection[str] = ()) -> list[str]:
+        """Where `stored`, settings from a file, differ: one phrase each, naming the flag.
+
+        undecided: names of settings that nothing stored depends on yet.
+        """
         phrases = []
         for name, here in asdict(self).items():
+            if name in undecided:
+                continue
             if name not in stored:
                 phrases.append(f"--{name} is {here} here and not recorded there")
             elif stored[name] != here and name == "data":

@@ -1,0 +1,107 @@
+"""What a compared method is, and the plainest one."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import nn
+
+from utils.settings import Settings
+
+if TYPE_CHECKING:
+    from utils.run import Run
+
+
+class Method(ABC):
+    """A compared method, which watches one training run.
+
+    After each epoch it is shown a module with that epoch's weights θ(t), and gives back the module
+    to be tested in its name.
+
+    name: in metrics.csv and summary.json. label: in the table and the plot. flags: on the command
+    line, the first one the paper's. color: in every plot. own_settings: the names of the settings
+    that matter to it alone. trains: whether the run's own training is its. after_run: whether it
+    is shown the epochs only once the run is over.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    flags: ClassVar[tuple[str, ...]]
+    default: ClassVar[bool]
+    help: ClassVar[str]
+    color: ClassVar[str]
+    own_settings: ClassVar[tuple[str, ...]] = ()
+    trains: ClassVar[bool] = False
+    after_run: ClassVar[bool] = False
+
+    def __init__(self, run: "Run") -> None:
+        self.run, self.settings = run, run.settings
+        # loss and accuracy of the training behind the last module given back, if it is its own
+        self.trained: tuple[float, float] | None = None
+
+    @classmethod  # noqa: B027 (optional to override)
+    def check(cls, settings: Settings) -> None:
+        """Raise UserError if the method cannot run with these settings."""
+
+    @classmethod
+    def departs(cls, settings: Settings) -> int:
+        """The first epoch at which its model is not the run's own."""
+        return 0
+
+    @classmethod
+    def training_epochs(cls, settings: Settings) -> range:
+        """The epochs that it trains itself, besides the run."""
+        return range(0)
+
+    def prepare(self) -> None:  # noqa: B027
+        """Called once before the first epoch is shown; after the run where `after_run`.
+
+        Raises UserError if the method cannot go on from what the run has.
+        """
+
+    @abstractmethod
+    def follow(self, epoch: int, module: nn.Module) -> nn.Module:
+        """Take in θ(epoch), in `module`, and return what to test, which may be `module` itself.
+
+        An epoch that has its row already is shown again where a run goes on, and not tested.
+        """
+
+    def finish(self) -> None:  # noqa: B027
+        """Called once after the last epoch: save what is worth keeping."""
+
+    @classmethod
+    def files(cls) -> tuple[str, ...]:
+        """The files `prepare` and `finish` leave in the run's folder."""
+        return ()
+
+    @classmethod
+    def scratch_files(cls) -> tuple[str, ...]:
+        """The files that are there only while the method is under way."""
+        return ()
+
+    @classmethod
+    def n_parameters(cls, n_weights: int, settings: Settings, folder: Path) -> int:
+        """How many numbers describe the run of T epochs."""
+        return n_weights * settings.epochs
+
+    @classmethod
+    def figures(cls, folder: Path) -> dict:
+        """What else the summary tells of it."""
+        return {}
+
+
+class SGD(Method):
+    """The training run itself, by whatever optimizer it trains."""
+
+    name, label, flags, default = "sgd", "SGD", ("--sgd",), True
+    help = "test the trained weights themselves"
+    color = "#666666"
+    trains = True
+
+    @classmethod
+    def departs(cls, settings: Settings) -> int:
+        return settings.epochs
+
+    def follow(self, epoch: int, module: nn.Module) -> nn.Module:
+        self.trained = self.run.train_history[epoch][:2]
+        return module

@@ -1,0 +1,103 @@
+"""Averages of the run's weights as compared methods, by torch.optim.swa_utils.
+
+EMA: an exponential moving average over steps ("Acceleration of Stochastic Approximation by
+Averaging", SIAM J. Control Optim. 1992, is its equal-weight origin). SWA: the mean of epochs'
+weights ("Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018).
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+
+from utils.errors import UserError
+from utils.method import Method
+from utils.seeding import epoch_generator
+from utils.settings import Settings
+
+if TYPE_CHECKING:
+    from utils.run import Run
+
+
+class EMA(Method):
+    """θ̄ ← d·θ̄ + (1 − d)·θ after every step, buffers with it."""
+
+    name, label, flags, default = "ema", "EMA", ("--ema",), False
+    help = "average the weights exponentially over steps"
+    color = "#E69F00"
+    own_settings = ("ema_decay",)
+
+    def __init__(self, run: "Run") -> None:
+        super().__init__(run)
+        average = get_ema_multi_avg_fn(self.settings.ema_decay)
+        self.average = AveragedModel(run.model, multi_avg_fn=average, use_buffers=True)
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        if settings.ema_decay >= 1:
+            raise UserError(f"--ema_decay {settings.ema_decay:g}: choose a decay below 1")
+
+    def prepare(self) -> None:
+        run = self.run
+        if run.epochs_done:
+            state = run.step_states.get(self.name)
+            if state is None:
+                raise UserError(
+                    f"--ema True: the run in {run.folder} was trained without it, and its steps "
+                    "are gone: choose another --results_dir, or --overwrite to start afresh"
+                )
+            self.average.load_state_dict(state)
+        run.follow_steps(self.name, self.average)
+
+    def follow(self, epoch: int, module: nn.Module) -> nn.Module:
+        return self.average.module
+
+
+class SWA(Method):
+    """The mean of θ(t) over the epochs from `swa_start` on; BatchNorm's statistics counted anew."""
+
+    name, label, flags, default = "swa", "SWA", ("--swa",), False
+    help = "average the weights over the last epochs"
+    color = "#56B4E9"
+    own_settings = ("swa_start",)
+
+    def __init__(self, run: "Run") -> None:
+        super().__init__(run)
+        self.average = AveragedModel(run.model)
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        if settings.swa_start >= settings.epochs:
+            raise UserError(
+                f"--swa_start {settings.swa_start}: choose 0 … {settings.epochs - 1} "
+                f"(below --epochs {settings.epochs}), or --swa ''"
+            )
+
+    @classmethod
+    def departs(cls, settings: Settings) -> int:
+        return settings.swa_start + 1  # the mean of one is that one
+
+    def follow(self, epoch: int, module: nn.Module) -> nn.Module:
+        if epoch >= self.settings.swa_start:
+            self.average.update_parameters(module)
+        if epoch < self.departs(self.settings):
+            return module
+        counts = any(
+            isinstance(layer, _BatchNorm) and layer.track_running_stats
+            for layer in self.average.modules()
+        )
+        if counts and not self.run.metrics.has(self.name, epoch):
+            update_bn(self._batches(epoch), self.average.module)
+        return self.average.module
+
+    def _batches(self, epoch: int) -> Iterator[Tensor]:
+        """The training images as an epoch of training sees them."""
+        run = self.run
+        generator = epoch_generator(self.settings.seed, epoch, run.device)
+        order = torch.randperm(len(run.dataset.train), generator=generator, device=run.device)
+        for batch in order.split(self.settings.batch_size):
+            images = run.dataset.train.images[batch]
+            yield run.entry.transform.train(images, generator, run.dataset.mirror)

@@ -1,0 +1,137 @@
+"""Post-hoc and online CMD as compared methods."""
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from utils.clustering import sample_weights
+from utils.errors import UserError
+from utils.fitting import CMDModel, fit_cmd
+from utils.flat import layer_sizes, read_vector, write_vector
+from utils.method import Method
+from utils.online import OnlineCMD
+from utils.settings import Settings
+
+if TYPE_CHECKING:
+    from utils.run import Run
+
+
+class _CMD(Method):
+    """What the CMD methods share: the file of the fitted parameters."""
+
+    @classmethod
+    def files(cls) -> tuple[str, ...]:
+        return (f"{cls.name}.pt",)
+
+    @classmethod
+    def n_parameters(cls, n_weights: int, settings: Settings, folder: Path) -> int:
+        """a, b and mode of each weight, and each mode's reference with its curve."""
+        modes = CMDModel.load(folder / cls.files()[0]).modes
+        return 3 * n_weights + modes * (settings.epochs + 1)
+
+
+class OnlineCMDMethod(_CMD):
+    """Online CMD, fitted at the end of the warm-up and updated after every epoch."""
+
+    name, label, flags, default = "cmd_online", "Online CMD", ("--cmd_online",), True
+    help = "fit CMD after the warm-up, and update it every epoch"
+    color = "#0072B2"
+
+    def __init__(self, run: "Run") -> None:
+        super().__init__(run)
+        self.online = online_cmd(run)
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        check_online(settings, "--cmd_online")
+
+    @classmethod
+    def departs(cls, settings: Settings) -> int:
+        return settings.warmup_cmd
+
+    def follow(self, epoch: int, module: nn.Module) -> nn.Module:
+        self.online.update_parameters(module)
+        return module if epoch < self.settings.warmup_cmd else self.online.module
+
+    def finish(self) -> None:
+        self.online.model.save(self.run.folder / self.files()[0])
+
+
+class PostHocCMD(_CMD):
+    """CMD fitted once on the whole run."""
+
+    name, label, flags, default = "cmd_posthoc", "Post-hoc CMD", ("--cmd_PostHoc",), True
+    help = "fit CMD on the whole run once it is over, and test it at every epoch"
+    color = "#D55E00"
+    after_run = True
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        _check_sample(settings)
+        if settings.start >= settings.epochs:
+            raise UserError(
+                f"--start {settings.start}: choose 0 … {settings.epochs - 1} "
+                f"(below --epochs {settings.epochs})"
+            )
+
+    def __init__(self, run: "Run") -> None:
+        super().__init__(run)
+        self.module = copy.deepcopy(run.model)
+
+    def prepare(self) -> None:
+        run, settings, path = self.run, self.settings, self.run.folder / self.files()[0]
+        if not path.exists():
+            generator = torch.Generator().manual_seed(settings.seed)
+            sample = sample_weights(layer_sizes(self.module), settings.samples, generator)
+            cmd = fit_cmd(
+                run.trajectory.array, sample, settings.modes, settings.start, device=run.device
+            )
+            cmd.save(path)
+        self.cmd = CMDModel.load(path).to(run.device)
+
+    def follow(self, epoch: int, module: nn.Module) -> nn.Module:
+        theta = read_vector(module)
+        reference_weights = theta[self.cmd.reference]
+        write_vector(self.cmd.reconstruct(reference_weights), self.module)
+        return self.module
+
+
+def online_cmd(run: "Run") -> OnlineCMD:
+    """Online CMD with the run's settings, its warm-up read back from the run's trajectory."""
+    return OnlineCMD(
+        run.model,
+        modes=run.settings.modes,
+        samples=run.settings.samples,
+        warmup=run.settings.warmup_cmd,
+        seed=run.settings.seed,
+        start=run.settings.start,
+        history=run.trajectory,
+    )
+
+
+def check_online(settings: Settings, flag: str) -> None:
+    """Raise UserError unless the settings are fit for `online_cmd`; `flag` turns the method off."""
+    _check_sample(settings)
+    last = settings.epochs - 1
+    if not 1 <= settings.warmup_cmd <= last:
+        fix = (
+            f"choose 1 … {last} (--epochs {settings.epochs} − 1)"
+            if last >= 1
+            else "it needs --epochs 2 or more"
+        )
+        raise UserError(f"--warmup_cmd {settings.warmup_cmd}: {fix}, or {flag} ''")
+    if settings.start >= settings.warmup_cmd:
+        raise UserError(
+            f"--start {settings.start}: choose 0 … {settings.warmup_cmd - 1} "
+            f"(below --warmup_cmd {settings.warmup_cmd})"
+        )
+
+
+def _check_sample(settings: Settings) -> None:
+    if settings.modes < 1:
+        raise UserError(f"--modes {settings.modes}: choose 1 or more")
+    if settings.samples < settings.modes:
+        raise UserError(f"--samples {settings.samples}: choose at least --modes {settings.modes}")

@@ -1,0 +1,166 @@
+"""P-BFGS as a compared method (utils.pbfgs)."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from utils.base_utils import count_correct
+from utils.errors import UserError
+from utils.files import load_tensors, save_tensors
+from utils.fitting import Snapshots
+from utils.flat import trainable_ranges, write_vector
+from utils.method import Method
+from utils.pbfgs import SubspaceBFGS
+from utils.seeding import epoch_generator
+from utils.settings import Settings
+from utils.subspace import principal_directions
+
+if TYPE_CHECKING:
+    from utils.run import Run
+
+EPOCH, SINGLE = UPDATES = ("epoch", "single")
+
+
+class PBFGS(Method):
+    """P-BFGS: from epoch F_p on, BFGS in the principal directions of snapshots 0 … F_p.
+
+    An epoch is a full pass over the training set in steps of `accumulate` mini-batches, B lasting
+    from step to step; with the updates "single", as the paper's public code has it, one such step
+    an epoch, from batches of the run's own size, B starting from the identity.
+    """
+
+    name, label, flags, default = "pbfgs", "P-BFGS", ("--p_bfgs", "--pbfgs"), False
+    help = "train on in the principal directions of a warm-up"
+    color = "#009E73"
+    own_settings = (
+        "warmup_pbfgs", "pbfgs_num", "pbfgs_batch_size", "accumulate", "pbfgs_updates"
+    )  # fmt: skip
+    after_run = True
+
+    def __init__(self, run: "Run") -> None:
+        super().__init__(run)
+        self.module = copy.deepcopy(run.model)
+        self._epoch = self.settings.warmup_pbfgs  # the last one that the module has been through
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        last = settings.epochs - 2
+        if not 1 <= settings.warmup_pbfgs <= last:
+            fix = f"choose 1 … {last}" if last >= 1 else "it needs --epochs 3 or more"
+            raise UserError(
+                f"--warmup_pbfgs {settings.warmup_pbfgs}: {fix}, so that an epoch of --epochs "
+                f"{settings.epochs} is left, or --p_bfgs ''"
+            )
+        if settings.pbfgs_num > settings.warmup_pbfgs:
+            raise UserError(
+                f"--pbfgs_num {settings.pbfgs_num}: {settings.warmup_pbfgs + 1} snapshots span at "
+                f"most {settings.warmup_pbfgs} directions; choose 1 … {settings.warmup_pbfgs}, "
+                "or a longer --warmup_pbfgs"
+            )
+
+    @classmethod
+    def departs(cls, settings: Settings) -> int:
+        return settings.warmup_pbfgs + 1
+
+    @classmethod
+    def training_epochs(cls, settings: Settings) -> range:
+        return range(settings.warmup_pbfgs + 1, settings.epochs)
+
+    @classmethod
+    def scratch_files(cls) -> tuple[str, ...]:
+        return ("pbfgs_state.pt",)
+
+    @classmethod
+    def n_parameters(cls, n_weights: int, settings: Settings, folder: Path) -> int:
+        """The warm-up's snapshots, of which the directions are combinations, and x afterwards."""
+        trained = len(cls.training_epochs(settings))
+        return n_weights * (settings.warmup_pbfgs + 1) + settings.pbfgs_num * trained
+
+    def prepare(self) -> None:
+        run, settings = self.run, self.settings
+        snapshots = Snapshots(
+            run.trajectory.array, end=settings.warmup_pbfgs + 1, device=run.device
+        )
+        try:
+            directions = principal_directions(
+                snapshots, settings.pbfgs_num, trainable_ranges(self.module)
+            )
+        except ValueError as error:
+            raise UserError(f"--pbfgs_num {settings.pbfgs_num}: {error}; choose fewer") from error
+        write_vector(run.trajectory[settings.warmup_pbfgs], self.module)
+        self._bfgs = SubspaceBFGS(self.module, directions, settings.pbfgs_updates == EPOCH)
+        if self._state_file.exists():
+            state = load_tensors(self._state_file)
+            self._epoch, self.trained = state["epoch"], state["trained"]
+            self.module.load_state_dict(state["buffers"], strict=False)
+            self._bfgs.load_state_dict(state["bfgs"])
+
+    def follow(self, epoch: int, module: nn.Module) -> nn.Module:
+        if epoch < self.departs(self.settings):
+            return module
+        if epoch > self._epoch:
+            self.trained = self._train(epoch)
+            self._epoch = epoch
+            state = {
+                "epoch": epoch,
+                "trained": self.trained,
+                "buffers": dict(self.module.named_buffers()),
+                "bfgs": self._bfgs.state_dict(),
+            }
+            save_tensors(state, self._state_file)
+        return self.module
+
+    def finish(self) -> None:
+        self._state_file.unlink(missing_ok=True)
+
+    @property
+    def _state_file(self) -> Path:
+        return self.run.folder / self.scratch_files()[0]
+
+    def _train(self, epoch: int) -> tuple[float, float]:
+        """An epoch's steps; returns the mean loss and the accuracy before each of them."""
+        run, settings = self.run, self.settings
+        generator = epoch_generator(settings.seed, epoch, run.device)
+        split = run.dataset.train
+        order = torch.randperm(len(split), generator=generator, device=run.device)
+        single = settings.pbfgs_updates == SINGLE
+        batches = order.split(settings.batch_size if single else settings.pbfgs_batch_size)
+        size = settings.accumulate
+        steps = [batches[start : start + size] for start in range(0, len(batches), size)]
+        self.module.train()
+        total_loss, n_correct, n_images = 0.0, 0, 0
+        for step in run.progress(steps[:1] if single else steps, epoch):
+            count = sum(map(len, step))
+            shares = [self._share(batch, count, generator) for batch in step]
+            total_loss += count * self._bfgs.step(shares)
+            n_correct += sum(share.n_correct for share in shares)
+            n_images += count
+        self._bfgs.settle()
+        run.require_finite(total_loss, self.module, epoch, self.label)
+        return total_loss / n_images, n_correct / n_images
+
+    def _share(self, batch: Tensor, count: int, generator: torch.Generator) -> "_Share":
+        split, transform = self.run.dataset.train, self.run.entry.transform
+        images = transform.train(split.images[batch], generator, self.run.dataset.mirror)
+        return _Share(self.module, images, split.labels[batch], count)
+
+
+class _Share:
+    """A mini-batch's share of the mean loss over `count` images."""
+
+    def __init__(
+        self, module: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, count: int
+    ) -> None:
+        self._module, self._images, self._labels, self._count = module, images, labels, count
+        self.n_correct: int | None = None  # at the first call
+
+    def __call__(self) -> Tensor:
+        logits = self._module(self._images)
+        if self.n_correct is None:
+            self.n_correct = int(count_correct(logits, self._labels))
+        return functional.cross_entropy(logits, self._labels, reduction="sum") / self._count
