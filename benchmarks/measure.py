@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from utils.devices import choose_device
+from utils.devices import choose_device, processor_name
 from utils.errors import UserError
 
 STATUS = Path("/proc/self/status")
@@ -91,17 +91,7 @@ def environment(name: str) -> str:
 
     Raises UserError if there is no such device.
     """
-    device = choose_device(name)
-    processor = platform.processor() or platform.machine()
-    names = Path("/proc/cpuinfo")
-    if device.type == "cuda":
-        processor = torch.cuda.get_device_name(device)
-    elif names.exists():
-        lines = names.read_text().splitlines()
-        processor = next(
-            (line.split(": ")[1] for line in lines if line.startswith("model name")), processor
-        )
     return (
-        f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{processor_name(choose_device(name))}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"Python {platform.python_version()}, {date.today().isoformat()}"
     )

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
+from torch.nn import functional
 
 # Correlations are compared after rounding to this many decimals, far above float64's error and
 # far below any difference that matters, so that weights moving exactly alike tie on every machine.
@@ -121,11 +122,13 @@ def cluster(correlations: Tensor, modes: int) -> tuple[Tensor, Tensor]:
         found = fcluster(tree, modes, criterion="maxclust") - 1
     by_size = np.argsort(-np.bincount(found), kind="stable")
     labels = torch.from_numpy(np.argsort(by_size)[found])
+    # mean |correlation| of each weight to the members of each mode, without a copy of the matrix
+    member = functional.one_hot(labels).to(correlations)
+    within = (correlations @ member / member.sum(0)).round(decimals=DECIMALS).cpu()
     reference = []
     for mode in range(len(by_size)):
         members = torch.nonzero(labels == mode).flatten()
-        within = correlations[members.to(correlations.device)][:, members.to(correlations.device)]
-        reference.append(members[within.mean(1).round(decimals=DECIMALS).argmax().cpu()])
+        reference.append(members[within[members, mode].argmax()])
     return labels, torch.stack(reference)
 
 

@@ -1,5 +1,8 @@
 """Where to compute."""
 
+import platform
+from pathlib import Path
+
 import torch
 
 from utils.errors import UserError
@@ -19,3 +22,15 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name}: not to be had here ({reason}); try cpu") from error
     return device
+
+
+def processor_name(device: torch.device) -> str:
+    """What the device calls itself; of a CPU what the system calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(": ")[1]
+    return platform.processor() or platform.machine()

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from utils.settings import Settings
 
@@ -88,6 +88,16 @@ class Method(ABC):
     def figures(cls, folder: Path) -> dict:
         """What else the summary tells of it."""
         return {}
+
+    @classmethod
+    def warmup_end(cls, settings: Settings) -> int | None:
+        """The epoch that plots mark as the end of its warm-up, if it has one worth a mark."""
+        return None
+
+    @classmethod
+    def share(cls, folder: Path) -> Tensor | None:
+        """[T], the share of weights that it has embedded after each epoch of a finished run."""
+        return None
 
 
 class SGD(Method):

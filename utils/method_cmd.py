@@ -52,6 +52,10 @@ class OnlineCMDMethod(_CMD):
     def departs(cls, settings: Settings) -> int:
         return settings.warmup_cmd
 
+    @classmethod
+    def warmup_end(cls, settings: Settings) -> int | None:
+        return settings.warmup_cmd
+
     def follow(self, epoch: int, module: nn.Module) -> nn.Module:
         self.online.update_parameters(module)
         return module if epoch < self.settings.warmup_cmd else self.online.module

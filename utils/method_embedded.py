@@ -82,8 +82,13 @@ class EmbeddedCMD(Method):
 
     @classmethod
     def figures(cls, folder: Path) -> dict:
-        share = embedded_share(folder)
+        share = cls.share(folder)
         return {"embedded_mean": share.mean().item(), "embedded_last": share[-1].item()}
+
+    @classmethod
+    def share(cls, folder: Path) -> Tensor | None:
+        result = load_tensors(folder / cls.files()[0])
+        return result["embedded_counts"].sum(1) / result["layer_sizes"].sum()
 
     def prepare(self) -> None:
         run = self.run
@@ -209,9 +214,3 @@ class EmbeddedCMD(Method):
             state[name].to(device) for name in ("a", "b", "embedded")
         )
         self._counts = state["counts"]
-
-
-def embedded_share(folder: Path) -> Tensor:
-    """The share of all weights that is embedded after each epoch of a finished run, [T]."""
-    result = load_tensors(folder / EmbeddedCMD.files()[0])
-    return result["embedded_counts"].sum(1) / result["layer_sizes"].sum()

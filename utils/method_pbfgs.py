@@ -38,61 +38,68 @@ class PBFGS(Method):
     help = "train on in the principal directions of a warm-up"
     color = "#009E73"
     own_settings = (
-        "warmup_pbfgs", "pbfgs_num", "pbfgs_batch_size", "accumulate", "pbfgs_updates"
-    )  # fmt: skip
+        "warmup_pbfgs",
+        "pbfgs_num",
+        "pbfgs_batch_size",
+        "accumulate",
+        "pbfgs_updates",
+    )
+    warmup_flag = "warmup_pbfgs"
     after_run = True
 
     def __init__(self, run: "Run") -> None:
         super().__init__(run)
         self.module = copy.deepcopy(run.model)
-        self._epoch = self.settings.warmup_pbfgs  # the last one that the module has been through
+        self._warmup, self._num = self.warmup_and_num(run.settings)
+        self._epoch = self._warmup  # the last one that the module has been through
+
+    @classmethod
+    def warmup_and_num(cls, settings: Settings) -> tuple[int, int]:
+        """The last epoch of the warm-up, F_p, and the number of directions, d."""
+        return settings.warmup_pbfgs, settings.pbfgs_num
 
     @classmethod
     def check(cls, settings: Settings) -> None:
+        warmup, num = cls.warmup_and_num(settings)
         last = settings.epochs - 2
-        if not 1 <= settings.warmup_pbfgs <= last:
+        if not 1 <= warmup <= last:
             fix = f"choose 1 … {last}" if last >= 1 else "it needs --epochs 3 or more"
             raise UserError(
-                f"--warmup_pbfgs {settings.warmup_pbfgs}: {fix}, so that an epoch of --epochs "
-                f"{settings.epochs} is left, or --p_bfgs ''"
+                f"--{cls.warmup_flag} {warmup}: {fix}, so that an epoch of --epochs "
+                f"{settings.epochs} is left, or {cls.flags[0]} ''"
             )
-        if settings.pbfgs_num > settings.warmup_pbfgs:
+        if num > warmup:
             raise UserError(
-                f"--pbfgs_num {settings.pbfgs_num}: {settings.warmup_pbfgs + 1} snapshots span at "
-                f"most {settings.warmup_pbfgs} directions; choose 1 … {settings.warmup_pbfgs}, "
-                "or a longer --warmup_pbfgs"
+                f"--pbfgs_num {num}: {warmup + 1} snapshots span at most {warmup} directions; "
+                f"choose 1 … {warmup}, or a longer --{cls.warmup_flag}"
             )
 
     @classmethod
     def departs(cls, settings: Settings) -> int:
-        return settings.warmup_pbfgs + 1
+        return cls.warmup_and_num(settings)[0] + 1
 
     @classmethod
     def training_epochs(cls, settings: Settings) -> range:
-        return range(settings.warmup_pbfgs + 1, settings.epochs)
+        return range(cls.departs(settings), settings.epochs)
 
     @classmethod
     def scratch_files(cls) -> tuple[str, ...]:
-        return ("pbfgs_state.pt",)
+        return (f"{cls.name}_state.pt",)
 
     @classmethod
     def n_parameters(cls, n_weights: int, settings: Settings, folder: Path) -> int:
         """The warm-up's snapshots, of which the directions are combinations, and x afterwards."""
-        trained = len(cls.training_epochs(settings))
-        return n_weights * (settings.warmup_pbfgs + 1) + settings.pbfgs_num * trained
+        warmup, num = cls.warmup_and_num(settings)
+        return n_weights * (warmup + 1) + num * len(cls.training_epochs(settings))
 
     def prepare(self) -> None:
         run, settings = self.run, self.settings
-        snapshots = Snapshots(
-            run.trajectory.array, end=settings.warmup_pbfgs + 1, device=run.device
-        )
+        snapshots = Snapshots(run.trajectory.array, end=self._warmup + 1, device=run.device)
         try:
-            directions = principal_directions(
-                snapshots, settings.pbfgs_num, trainable_ranges(self.module)
-            )
+            directions = principal_directions(snapshots, self._num, trainable_ranges(self.module))
         except ValueError as error:
-            raise UserError(f"--pbfgs_num {settings.pbfgs_num}: {error}; choose fewer") from error
-        write_vector(run.trajectory[settings.warmup_pbfgs], self.module)
+            raise UserError(f"--pbfgs_num {self._num}: {error}; choose fewer") from error
+        write_vector(run.trajectory[self._warmup], self.module)
         self._bfgs = SubspaceBFGS(self.module, directions, settings.pbfgs_updates == EPOCH)
         if self._state_file.exists():
             state = load_tensors(self._state_file)
@@ -148,6 +155,19 @@ class PBFGS(Method):
         split, transform = self.run.dataset.train, self.run.entry.transform
         images = transform.train(split.images[batch], generator, self.run.dataset.mirror)
         return _Share(self.module, images, split.labels[batch], count)
+
+
+class EqualPBFGS(PBFGS):
+    """P-BFGS with the warm-up that online CMD has, and as many directions as that spans at most."""
+
+    name, label, flags, default = "pbfgs_equal", "P-BFGS (equal)", ("--pbfgs_equal",), False
+    help = "the same with CMD's warm-up, in as many directions as that can span"
+    color = "#882255"
+    warmup_flag = "warmup_cmd"
+
+    @classmethod
+    def warmup_and_num(cls, settings: Settings) -> tuple[int, int]:
+        return settings.warmup_cmd, min(settings.pbfgs_num, settings.warmup_cmd)
 
 
 class _Share:

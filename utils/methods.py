@@ -4,8 +4,17 @@ from utils.method import SGD, Method
 from utils.method_averages import EMA, SWA
 from utils.method_cmd import OnlineCMDMethod, PostHocCMD
 from utils.method_embedded import EmbeddedCMD
-from utils.method_pbfgs import PBFGS
+from utils.method_pbfgs import PBFGS, EqualPBFGS
 
-METHODS: tuple[type[Method], ...] = (SGD, PostHocCMD, OnlineCMDMethod, EmbeddedCMD, PBFGS, EMA, SWA)
+METHODS: tuple[type[Method], ...] = (
+    SGD,
+    PostHocCMD,
+    OnlineCMDMethod,
+    EmbeddedCMD,
+    PBFGS,
+    EqualPBFGS,
+    EMA,
+    SWA,
+)
 
 __all__ = ["METHODS", "SGD", "Method", "OnlineCMDMethod"]

@@ -41,8 +41,10 @@ COLUMNS = [field.name for field in fields(Row)]
 class Metrics:
     """The rows of a metrics.csv, read once and appended to."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, writable: bool = True) -> None:
         """Open the file, or create it; a last line cut short by a kill is dropped.
+
+        writable: whether the file is to be mended so that rows can be added.
 
         Raises UserError if it is not a metrics file.
         """
@@ -67,7 +69,7 @@ class Metrics:
                     f"{path}, line {number}: not a row of metrics: --overwrite starts afresh"
                 ) from error
             self._rows[row.method, row.epoch] = row
-        if "".join(lines) != text:
+        if writable and "".join(lines) != text:
             write_text("".join(lines), path)
 
     def add(self, row: Row) -> None:
@@ -76,6 +78,16 @@ class Metrics:
             file.flush()
             os.fsync(file.fileno())
         self._rows[row.method, row.epoch] = row
+
+    @classmethod
+    def stored(cls, path: Path) -> "Metrics":
+        """The rows of a file that is there, which is left as it is.
+
+        Raises UserError if it is not a metrics file or not there.
+        """
+        if not path.exists():
+            raise UserError(f"{path} is not there")
+        return cls(path, writable=False)
 
     def has(self, method: str, epoch: int) -> bool:
         return (method, epoch) in self._rows

@@ -51,11 +51,13 @@ class Run:
         settings: Settings,
         dataset: Dataset,
         device: torch.device,
+        command: str = "",
         overwrite: bool = False,
         progress: Callable[[Iterable, int], Iterable] = lambda batches, epoch: batches,
     ) -> None:
         """Open the run, or start it; nothing is written or removed if it cannot.
 
+        command: what was asked for, kept with the run.
         progress: wraps the batches of an epoch, given with its number.
 
         Raises UserError if other settings' results lie in `folder`, a file there is damaged, the
@@ -74,8 +76,8 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             for name in OWN_FILES:
                 (folder / name).unlink(missing_ok=True)
-            config = {"settings": asdict(settings), "n_weights": self.n_weights}
-            write_json(config | {"environment": environment(device)}, folder / CONFIG)
+            self._write_config([], environment(device))
+        self._record(command)
         self._replayed: nn.Module | None = None
         self._averages: dict[str, AveragedModel] = {}  # that take in every step
         self.step_states: dict[str, dict] = {}  # theirs, where the run goes on
@@ -261,9 +263,24 @@ class Run:
                 f"{self.folder} holds a run with other settings: {'; '.join(differences)}; "
                 "choose another --results_dir, or --overwrite to start afresh"
             )
-        if config["settings"] != asdict(self.settings):
-            write_json(config | {"settings": asdict(self.settings)}, path)
         return True
+
+    def _write_config(self, commands: list[str], where: dict) -> None:
+        config = {
+            "settings": asdict(self.settings),
+            "n_weights": self.n_weights,
+            "commands": commands,
+            "environment": where,
+        }
+        write_json(config, self.folder / CONFIG)
+
+    def _record(self, command: str) -> None:
+        """Add the command to those that made the run, and have the settings as they are now."""
+        config = json.loads((self.folder / CONFIG).read_text())
+        commands = config.get("commands", [])
+        if command and command not in commands:
+            commands.append(command)
+        self._write_config(commands, config["environment"])
 
     def _require_room(self, counting_own_files: bool) -> None:
         """The trajectory, checkpoints (one more while it is replaced), the kept optimizer, and the

@@ -1,7 +1,6 @@
 """What a result depends on, and the environment it was obtained in."""
 
 import platform
-import sys
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
@@ -11,6 +10,7 @@ import sklearn
 import torch
 import torchvision
 
+from utils.devices import processor_name
 
 @dataclass(frozen=True)
 class Settings:
@@ -71,13 +71,10 @@ def environment(device: torch.device) -> dict:
     """Versions and hardware, for the record."""
     libraries = (torch, torchvision, np, scipy, sklearn)
     return {
-        "command": sys.argv,
         "python": platform.python_version(),
         "versions": {library.__name__: library.__version__ for library in libraries},
         "platform": platform.platform(),
         "device": str(device),
-        "processor": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine(),
+        "processor": processor_name(device),
         "threads": torch.get_num_threads(),
     }

@@ -1,0 +1,296 @@
+"""The compared methods, each on a small real run."""
+
+import json
+import math
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import train_cmd
+from tests.conftest import SMALL
+from utils import method_embedded
+from utils.files import load_tensors
+from utils.fitting import CMDModel
+from utils.metrics import Metrics
+
+EPOCHS, F, L = 14, 3, 2
+SIZES = ["--epochs", str(EPOCHS), "--warmup_cmd", str(F), "--embed_window", str(L)]
+SIZES += ["--warmup_pbfgs", "6", "--pbfgs_num", "4", "--pbfgs_batch_size", "100"]
+SIZES += ["--swa_start", "9", "--ema_decay", "0.9"]
+ALL = ["--p_bfgs", "1", "--pbfgs_equal", "1", "--cmd_embed", "1", "--ema", "1", "--swa", "1"]
+OTHERS = ("pbfgs", "pbfgs_equal", "cmd_embed", "ema", "swa")
+
+
+def accuracies(folder, method):
+    rows = Metrics(folder / "metrics.csv").of(method)
+    assert [row.epoch for row in rows] == list(range(EPOCHS))
+    return [(row.test_loss, row.test_acc) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run that all methods watched."""
+    results = tmp_path_factory.mktemp("all")
+    assert train_cmd.main([*SMALL, *SIZES, *ALL, "--results_dir", str(results)]) == 0
+    return results / "lenet"
+
+
+@pytest.fixture
+def again(finished, tmp_path):
+    """Goes on with a copy of that run, some of it taken away first."""
+
+    def run(forget, *flags):
+        shutil.copytree(finished, tmp_path / "lenet")
+        forget(tmp_path / "lenet")
+        code = train_cmd.main([*SMALL, *SIZES, *flags, "--results_dir", str(tmp_path)])
+        return SimpleNamespace(code=code, folder=tmp_path / "lenet")
+
+    return run
+
+
+def forget_rows(folder, methods, from_epoch=0):
+    path = folder / "metrics.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [
+        line
+        for line in lines
+        if line.split(",")[0] not in methods or int(line.split(",")[1]) < from_epoch
+    ]
+    path.write_text("".join(kept))
+
+
+@pytest.mark.parametrize(
+    ("method", "departs"),
+    [("pbfgs", 7), ("pbfgs_equal", F + 1), ("cmd_embed", F + L), ("swa", 10), ("cmd_online", F)],
+)
+def test_each_is_the_run_until_it_departs(finished, method, departs):
+    sgd, own = accuracies(finished, "sgd"), accuracies(finished, method)
+    assert own[:departs] == sgd[:departs]
+    assert all(mine[0] != run[0] for mine, run in zip(own[departs:], sgd[departs:], strict=True))
+
+
+def test_nothing_is_tested_twice(finished, tmp_path, monkeypatch, capsys):
+    from utils import run as run_module
+
+    real, tested = run_module.evaluate, []
+
+    def evaluate(module, *rest):
+        tested.append(module)
+        return real(module, *rest)
+
+    monkeypatch.setattr(run_module, "evaluate", evaluate)
+    assert train_cmd.main([*SMALL, *SIZES, *ALL, "--results_dir", str(tmp_path)]) == 0
+    departures = {"sgd": EPOCHS, "cmd_posthoc": 0, "cmd_online": F, "cmd_embed": F + L,
+                  "pbfgs": 7, "pbfgs_equal": F + 1, "ema": 0, "swa": 10}  # fmt: skip
+    expected = EPOCHS + sum(EPOCHS - epoch for epoch in departures.values())
+    training = EPOCHS + (EPOCHS - F - L - 1) + (EPOCHS - 7) + (EPOCHS - F - 1)
+    assert len(tested) == expected
+    assert f"ahead: {training} epochs of training, {expected} tests" in capsys.readouterr().out
+    for method in departures:  # and the same numbers as the run before
+        assert accuracies(tmp_path / "lenet", method) == accuracies(finished, method)
+
+
+def test_embedded_weights(finished):
+    result = load_tensors(finished / "cmd_embed.pt")
+    n_weights = len(result["a"])
+    counts = result["embedded_counts"]
+    assert counts.shape == (EPOCHS, len(result["layer_sizes"]))
+    share = math.ceil(n_weights * 10 / 100)
+    expected = [share * (1 + (epoch - F - L) // L) if epoch >= F + L else 0
+                for epoch in range(EPOCHS)]  # fmt: skip
+    assert counts.sum(1).tolist() == expected
+    assert int(result["embedded"].sum()) == expected[-1]
+    assert not result["embedded"][result["reference"]].any()
+    summary = json.loads((finished / "summary.json").read_text())["methods"]["cmd_embed"]
+    assert summary["embedded_mean"] == pytest.approx(np.mean(expected) / n_weights, rel=1e-6)
+    trained = n_weights * EPOCHS - sum(expected) + 3 * expected[-1]
+    assert summary["parameters"] == trained
+    online = CMDModel.load(finished / "cmd_online.pt")
+    assert torch.equal(online.mode, result["mode"])
+
+
+def test_embedded_weights_follow_their_references(again, monkeypatch):
+    seen = []
+    real = method_embedded.EmbeddedCMD.follow
+
+    def follow(self, epoch, module):
+        tested = real(self, epoch, module)
+        if epoch >= F + L:
+            theta = method_embedded.read_vector(tested)
+            cmd, here = self.online.model, self._embedded
+            modelled = self._a * theta[cmd.reference][cmd.mode.long()] + self._b
+            torch.testing.assert_close(theta[here], modelled[here], rtol=1e-5, atol=1e-6)
+            seen.append((self._a[here].clone(), here.clone()))
+        return tested
+
+    monkeypatch.setattr(method_embedded.EmbeddedCMD, "follow", follow)
+    done = again(lambda folder: forget_rows(folder, {"cmd_embed"}), "--cmd_embed", "1")
+    assert done.code == 0 and len(seen) == EPOCHS - F - L
+    for (a, before), (later_a, later) in zip(seen, seen[1:], strict=False):
+        assert (later | ~before).all()  # once embedded, always
+        kept = torch.zeros(len(later))
+        kept[later] = later_a
+        assert torch.equal(kept[before], a)  # a frozen
+
+
+def test_embedding_nothing_is_the_run(again, finished, monkeypatch):
+    """It starts where the run stood, the optimizer's moments included."""
+    monkeypatch.setattr(method_embedded.EmbeddedCMD, "_embed_more", lambda self: None)
+    done = again(lambda folder: forget_rows(folder, {"cmd_embed"}), "--cmd_embed", "1")
+    assert done.code == 0
+    assert accuracies(done.folder, "cmd_embed") == accuracies(finished, "sgd")
+
+
+def test_percentage_of_what_is_left(again):
+    done = again(
+        lambda folder: forget_rows(folder, {"cmd_embed"}),
+        "--cmd_embed", "1", "--perc_rel", "1", "--embed_perc", "50",
+    )  # fmt: skip
+    assert done.code == 0
+    counts = load_tensors(done.folder / "cmd_embed.pt")["embedded_counts"].sum(1).tolist()
+    n_weights, embedded = 548_878 - 10 * 0, 0
+    result = load_tensors(done.folder / "cmd_embed.pt")
+    n_weights = len(result["a"])
+    for epoch in range(F + L, EPOCHS):
+        if (epoch - F - L) % L == 0:
+            embedded += math.ceil((n_weights - embedded) / 2)
+        assert counts[epoch] == embedded
+
+
+def test_swa_is_the_mean_of_the_last_snapshots(finished, again):
+    """Its last test equals that of the mean, LeNet having no statistics to count anew."""
+    from utils.base_utils import evaluate, get_model
+    from utils.data import load_dataset
+    from utils.flat import write_vector
+
+    trajectory = np.load(finished / "trajectory.npy", mmap_mode="r")
+    dataset = load_dataset("digits", "", 32, False).limited(256)
+    model = get_model("lenet").build(num_classes=10)
+    write_vector(torch.from_numpy(trajectory[9:].mean(0)), model)
+    loss, accuracy = evaluate(model, dataset.test, get_model("lenet").transform, 128)
+    found = accuracies(finished, "swa")[-1]
+    assert found[0] == pytest.approx(loss, rel=1e-4) and found[1] == pytest.approx(accuracy)
+
+
+def test_added_later(again, finished):
+    """What can watch a finished run gives the same numbers as alongside."""
+
+    def forget(folder):
+        forget_rows(folder, set(OTHERS))
+        (folder / "cmd_embed.pt").unlink()
+
+    flags = [flag for flag in ALL if flag != "--ema"]
+    flags = ["--p_bfgs", "1", "--pbfgs_equal", "1", "--cmd_embed", "1", "--swa", "1"]
+    done = again(forget, *flags)
+    assert done.code == 0
+    for method in ("pbfgs", "pbfgs_equal", "cmd_embed", "swa"):
+        assert accuracies(done.folder, method) == accuracies(finished, method)
+
+
+def test_settings_of_a_method_count_once_it_has_run(again, capsys):
+    done = again(lambda folder: forget_rows(folder, {"pbfgs"}), "--p_bfgs", "1", "--pbfgs_num", "3")
+    assert done.code == 0  # nothing was stored with 4
+    results = str(done.folder.parent)
+    code = train_cmd.main([*SMALL, *SIZES, "--p_bfgs", "1", "--results_dir", results])
+    assert code == 2 and "--pbfgs_num is 4 here and 3 there" in capsys.readouterr().err
+
+
+def test_ema_cannot_be_added_later(again, capsys):
+    def forget(folder):
+        forget_rows(folder, {"ema"})
+        state = load_tensors(folder / "checkpoint.pt")
+        state["averages"] = {}
+        torch.save(state, folder / "checkpoint.pt")
+
+    done = again(forget, "--ema", "1")
+    error = capsys.readouterr().err
+    assert done.code == 2 and "--ema True" in error and error.count("\n") == 1
+
+
+def test_embedding_needs_the_optimizer(again, capsys):
+    def forget(folder):
+        forget_rows(folder, {"cmd_embed"})
+        (folder / "optimizer.pt").unlink()
+
+    done = again(forget, "--cmd_embed", "1")
+    error = capsys.readouterr().err
+    assert done.code == 2 and "--cmd_embed True" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["pbfgs", "cmd_embed", "ema"])
+@pytest.mark.parametrize("stop", [4, 8, 11])
+def test_interrupted_it_goes_on_with_the_same_numbers(finished, tmp_path, monkeypatch, name, stop):
+    from utils.method_averages import EMA
+    from utils.method_embedded import EmbeddedCMD
+    from utils.method_pbfgs import PBFGS
+
+    method = {"pbfgs": PBFGS, "cmd_embed": EmbeddedCMD, "ema": EMA}[name]
+    flag = {"pbfgs": "--p_bfgs", "cmd_embed": "--cmd_embed", "ema": "--ema"}[name]
+    flags = [*SMALL, *SIZES, flag, "1", "--cmd_PostHoc", "", "--results_dir", str(tmp_path)]
+    real = method.follow
+
+    def follow(self, epoch, module):
+        tested = real(self, epoch, module)
+        if epoch == stop:
+            raise KeyboardInterrupt  # its state is written, its row not
+        return tested
+
+    monkeypatch.setattr(method, "follow", follow)
+    assert train_cmd.main(flags) == 130
+    monkeypatch.setattr(method, "follow", real)
+    assert train_cmd.main(flags) == 0
+    assert accuracies(tmp_path / "lenet", name) == accuracies(finished, name)
+    assert not list((tmp_path / "lenet").glob("*_state.pt"))
+
+
+def test_a_single_step_an_epoch(again, finished, capsys):
+    done = again(
+        lambda folder: forget_rows(folder, {"pbfgs"}),
+        "--p_bfgs", "1", "--pbfgs_updates", "single", "--accumulate", "2",
+    )  # fmt: skip
+    assert done.code == 0
+    assert accuracies(done.folder, "pbfgs")[7:] != accuracies(finished, "pbfgs")[7:]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--p_bfgs", "1", "--pbfgs_num", "7"], ["--pbfgs_num 7", "1 … 6"]),
+        (["--p_bfgs", "1", "--warmup_pbfgs", "13"], ["--warmup_pbfgs 13", "1 … 12"]),
+        (["--p_bfgs", "1", "--warmup_pbfgs", "0"], ["--warmup_pbfgs 0"]),
+        (["--cmd_embed", "1", "--embed_window", "10"], ["--embed_window 10", "epoch 13"]),
+        (["--cmd_embed", "1", "--embed_perc", "101"], ["--embed_perc 101"]),
+        (["--swa", "1", "--swa_start", "14"], ["--swa_start 14", "0 … 13"]),
+        (["--ema", "1", "--ema_decay", "1"], ["--ema_decay 1"]),
+        (["--momentum", "0.5"], ["--momentum 0.5", "--optimizer sgd"]),
+    ],
+)
+def test_bad_input(tmp_path, capsys, flags, words):
+    code = train_cmd.main([*SMALL, *SIZES, *flags, "--results_dir", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1 and all(word in error for word in words)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--optimizer", "sgd", "--momentum", "0", "--lr", "0.1"],
+        ["--optimizer", "sgd", "--scheduler", "cosine"],
+        ["--scheduler", "step"],
+    ],
+)
+def test_the_optimizer_by_flags(tmp_path, flags):
+    argv = [*SMALL, "--epochs", "3", "--warmup_cmd", "1", *flags, "--results_dir", str(tmp_path)]
+    assert train_cmd.main(argv) == 0
+    state = load_tensors(tmp_path / "lenet" / "checkpoint.pt")
+    group = state["optimizer"]["param_groups"][0]
+    if "sgd" in flags:
+        assert group["momentum"] == (0 if "0" in flags else 0.9)
+    if "cosine" in flags:
+        assert group["lr"] == pytest.approx(0, abs=1e-9)
+    if "step" in flags:
+        assert group["lr"] == pytest.approx(0.001 * 0.01)
