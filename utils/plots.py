@@ -1,17 +1,19 @@
-"""Plots of a run, and the style they share."""
+"""Plots of runs, and the style they share."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
 from utils.files import atomic_write
-from utils.method_embedded import EmbeddedCMD
 from utils.methods import Method
 from utils.metrics import Metrics
+from utils.run import METRICS
+from utils.settings import Settings
 
 STYLE = {
     "figure.figsize": (6.4, 4.2),
@@ -27,75 +29,101 @@ STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
 }
+BAND = {"alpha": 0.18, "linewidth": 0}
+ROW_HEIGHT = 0.24  # inches of a legend's line
 
 
 def plot_test_accuracy(
-    methods: Sequence[type[Method]],
-    metrics: Metrics,
-    warmup: int | None,
-    path: Path,
-    embedded: Tensor | None = None,
+    methods: Sequence[type[Method]], settings: Settings, folders: Sequence[Path], path: Path
 ) -> None:
-    """Every method's test accuracy over the epochs, its last one in the legend.
+    """Every method's test accuracy over the epochs of finished runs, its last one in the legend.
 
-    warmup: the epoch at which online CMD takes over, marked; None marks nothing.
-    embedded: [T], the share of weights that embedded CMD has embedded after each epoch, drawn
-        below; None draws nothing.
+    folders: of one run, or of equal runs with several seeds, whose mean is drawn with a band of
+    one sample standard deviation to either side. A panel below shows the share of weights embedded,
+    where a method embeds any.
     """
+    stored = [Metrics.stored(folder / METRICS) for folder in folders]
+    curves = {
+        method: np.array([[100 * row.test_acc for row in run.of(method.name)] for run in stored])
+        for method in methods
+    }
+    shares = [method for method in methods if method.share(folders[0]) is not None]
     with matplotlib.rc_context(STYLE):
         figure = Figure(layout="constrained")
-        axes = figure.add_subplot()
-        if embedded is not None:
+        if shares:
             figure.set_figheight(5.4)
-            grid = figure.add_gridspec(2, 1, height_ratios=(4, 1))
-            axes.set_subplotspec(grid[0])
-            below = figure.add_subplot(grid[1], sharex=axes)
-            below.plot(100 * embedded, color=EmbeddedCMD.color, drawstyle="steps-post")
+            axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+            for method in shares:
+                share = np.array([100 * method.share(folder).numpy() for folder in folders])
+                _draw(below, method, share, drawstyle="steps-post")
             below.set_ylim(0, 105)
-            below.set_xlabel("Epoch")
             below.set_ylabel("Embedded (%)")
-            axes.tick_params(labelbottom=False)
-        curves = {
-            method: [100 * row.test_acc for row in metrics.of(method.name)] for method in methods
-        }
-        n_epochs = max(map(len, curves.values()))
+        else:
+            axes = below = figure.add_subplot()
+        the_run_is_drawn = any(method.trains for method in methods)
         for method, curve in curves.items():
-            axes.plot(
-                range(len(curve)),
-                curve,
-                color=method.color,
-                linewidth=2.2 if method.trains else None,
-                marker="o" if n_epochs <= 15 else None,
-                markersize=4,
-                label=f"{method.label}: {curve[-1]:.2f} %",
-            )
+            label = f"{method.label}: {_last(curve)} %"
+            # where a method is still the run's own model, the run's curve says so
+            start = max(0, method.departs(settings) - 1)
+            start = start if the_run_is_drawn and not method.trains else 0
+            options = {"label": label, "linewidth": 2.2 if method.trains else None}
+            _draw(axes, method, curve, start, **options)
         axes.set_ylim(*_limits(list(curves.values())))
-        if warmup is not None:
-            axes.axvline(warmup, color="#999999", linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-            axes.annotate(
-                "warm-up ends",
-                (warmup, 0.02),
-                xycoords=axes.get_xaxis_transform(),
-                xytext=(4, 0) if warmup < n_epochs / 2 else (-4, 0),
-                textcoords="offset points",
-                ha="left" if warmup < n_epochs / 2 else "right",
-                color="#777777",
-                fontsize=9,
-            )
-        if embedded is None:
-            axes.set_xlabel("Epoch")
         axes.set_ylabel("Test accuracy (%)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for end in {method.warmup_end(settings) for method in methods} - {None}:
+            _mark(axes, end, "warm-up ends", settings.epochs)
+        below.set_xlabel("Epoch")
+        below.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.02)
-        axes.legend(loc="best")
+        if len(methods) <= 4:
+            axes.legend(loc="best")
+        else:  # too many to lie beside the curves
+            rows = -(-len(methods) // 2)
+            figure.set_figheight(figure.get_figheight() + ROW_HEIGHT * rows)
+            figure.legend(loc="outside upper center", ncols=2, fontsize=10)
         with atomic_write(path) as file:
             figure.savefig(file, format="png")
 
 
-def _limits(curves: list[list[float]]) -> tuple[float, float]:
+def _draw(
+    axes: Axes, method: type[Method], curves: np.ndarray, start: int = 0, **options
+) -> None:
+    """The mean of [runs, T] over the epochs from `start` on, with a band where there are more."""
+    n_epochs = curves.shape[1]
+    curves = curves[:, start:]
+    epochs, mean = np.arange(start, n_epochs), curves.mean(0)
+    marker = "o" if n_epochs <= 15 else None
+    options = {"color": method.color, "marker": marker, "markersize": 4} | options
+    axes.plot(epochs, mean, **options)
+    if len(curves) > 1:
+        std = curves.std(0, ddof=1)
+        axes.fill_between(epochs, mean - std, mean + std, color=method.color, **BAND)
+
+
+def _last(curves: np.ndarray) -> str:
+    spread = f" ± {curves[:, -1].std(ddof=1):.2f}" if len(curves) > 1 else ""
+    return f"{curves[:, -1].mean():.2f}{spread}"
+
+
+def _mark(axes: Axes, epoch: int, words: str, n_epochs: int) -> None:
+    """A dashed line at an epoch, with words on the side where there is room."""
+    axes.axvline(epoch, color="#999999", linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    early = epoch < n_epochs / 2
+    axes.annotate(
+        words,
+        (epoch, 0.02),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(4 if early else -4, 0),
+        textcoords="offset points",
+        ha="left" if early else "right",
+        color="#777777",
+        fontsize=9,
+    )
+
+
+def _limits(curves: list[np.ndarray]) -> tuple[float, float]:
     """Limits that show how the curves differ: the steep first epochs may start below them."""
-    settled = [value for curve in curves for value in curve[len(curve) // 15 :]]
-    everything = [value for curve in curves for value in curve]
-    low, high = min(settled), max(everything)
+    low = min(curve[:, curve.shape[1] // 15 :].min() for curve in curves)
+    high = max(curve.max() for curve in curves)
     margin = max(0.06 * (high - low), 0.5)
     return max(0, low - margin), min(100.5, high + margin)

@@ -1,9 +1,9 @@
-"""What a finished run says: summary.json and the table on the terminal."""
+"""What finished runs say: summary.json and the table on the terminal."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 from utils.methods import Method
 from utils.metrics import Metrics
@@ -11,7 +11,7 @@ from utils.settings import Settings
 from utils.tables import format_table
 
 LAST = 10  # epochs that the table's mean is over
-COLUMNS = ("method", "last epoch", f"mean of last {LAST}", "best (epoch)", "parameters", "seconds")
+ACCURACIES = ("last", f"mean_last_{LAST}", "best")
 
 
 def summarise(
@@ -42,17 +42,46 @@ def summarise(
     return {"settings": asdict(settings), "n_weights": n_weights, "methods": figures}
 
 
+def over_seeds(seeds: Sequence[int], summaries: Sequence[dict]) -> dict:
+    """The figures of equal runs with several seeds: means, and of accuracies how they spread.
+
+    Each accuracy comes with its sample standard deviation, in `…_std` (None for one seed), and its
+    `…_values`, in the seeds' order.
+    """
+    first = summaries[0]
+    figures = {}
+    for name, of_first in first["methods"].items():
+        runs = [summary["methods"][name] for summary in summaries]
+        own = {"label": of_first["label"]}
+        for key in of_first.keys() - {"label", "best_epoch"}:
+            values = [run[key] for run in runs]
+            own[key] = fmean(values)
+            if key in ACCURACIES:
+                own[f"{key}_std"] = stdev(values) if len(values) > 1 else None
+                own[f"{key}_values"] = values
+        figures[name] = own
+    settings = {key: value for key, value in first["settings"].items() if key != "seed"}
+    return {
+        "settings": settings | {"seeds": list(seeds)},
+        "n_weights": first["n_weights"],
+        "methods": figures,
+    }
+
+
+def percent(mean: float, std: float | None = None) -> str:
+    """An accuracy, a fraction, in percent to two decimals: 75.36, or 75.36 ± 0.57."""
+    return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
+
+
 def table(summary: dict) -> str:
-    """The summary as a table for the terminal, accuracies in percent."""
-    rows = [
-        (
-            figures["label"],
-            f"{100 * figures['last']:.2f} %",
-            f"{100 * figures[f'mean_last_{LAST}']:.2f} %",
-            f"{100 * figures['best']:.2f} % ({figures['best_epoch']})",
-            f"{figures['parameters']:,}",
-            f"{figures['seconds']:,.1f}",
-        )
-        for figures in summary["methods"].values()
-    ]
-    return format_table(COLUMNS, rows)
+    """The summary of a run, or of several seeds', for the terminal; accuracies in percent."""
+    rows = []
+    for figures in summary["methods"].values():
+        accuracies = [f"{percent(figures[key], figures.get(f'{key}_std'))} %" for key in ACCURACIES]
+        if "best_epoch" in figures:
+            accuracies[-1] += f" ({figures['best_epoch']})"
+        counts = (f"{figures['parameters']:,.0f}", f"{figures['seconds']:,.1f}")
+        rows.append((figures["label"], *accuracies, *counts))
+    best = "best (epoch)" if "seed" in summary["settings"] else "best"
+    header = ("method", "last epoch", f"mean of last {LAST}", best, "parameters", "seconds")
+    return format_table(header, rows)

@@ -12,6 +12,7 @@ import torchvision
 
 from utils.devices import processor_name
 
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that the numbers of a run depend on; two runs with equal settings are one.
