@@ -75,10 +75,10 @@ def compare(args: argparse.Namespace) -> None:
         dataset = dataset.limited(args.limit)
     settings = replace(settings, data=dataset.fingerprint())
 
-    folder = Path(args.results_dir) / (args.model if args.seeds is None else f"{args.model}_seeds")
-    if args.seeds is None:
-        folders = {args.seed: folder}
-    else:
+    folder = Path(args.results_dir) / args.model
+    folders = {args.seed: folder}
+    if args.seeds is not None:
+        folder = seeds_folder(Path(args.results_dir), args.model)
         folders = {seed: folder / f"seed_{seed}" for seed in args.seeds}
     summaries = []
     for number, (seed, place) in enumerate(folders.items(), start=1):
@@ -129,6 +129,11 @@ def complete(run: Run, selected: list[type[Method]]) -> dict:
     write_json(summary, run.folder / SUMMARY)
     plot_test_accuracy(selected, settings, [run.folder], run.folder / PLOT)
     return summary
+
+
+def seeds_folder(results_dir: Path, model: str) -> Path:
+    """Where a model's runs with several seeds lie, each in a folder of its own."""
+    return results_dir / f"{model}_seeds"
 
 
 def make_settings(args: argparse.Namespace, selected: list[type[Method]]) -> Settings:

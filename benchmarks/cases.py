@@ -68,20 +68,26 @@ def read_file(path: Path) -> None:
             pass
 
 
-def case_flags(parser: argparse.ArgumentParser, epochs: int) -> None:
-    """The flags that make a case, and with whom to compare."""
-    for flags, default, meaning in (
+def case_flags(parser: argparse.ArgumentParser, epochs: int, clusters: bool = True) -> None:
+    """The flags that make a case, and with whom to compare.
+
+    clusters: whether there are modes in it, and the paper's public code to compare with.
+    """
+    sizes = [
         (("-N", "--weights"), 11_170_000, "weights"),
         (("-T", "--epochs"), epochs, "snapshots"),
         (("-M", "--modes"), 10, "modes at the most"),
         (("-K", "--samples"), 1000, "weights that are clustered"),
-    ):
+    ]
+    parser.set_defaults(modes=1, samples=1)
+    for flags, default, meaning in sizes if clusters else sizes[:2]:
         parser.add_argument(
             *flags, type=at_least(1), default=default, help=f"{meaning} (default: {default:,})"
         )
     parser.add_argument("--seed", type=at_least(0), default=0, help="(default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda (default: %(default)s)")
-    parser.add_argument("--official", metavar="PATH", help="a clone of the paper's public code")
+    if clusters:
+        parser.add_argument("--official", metavar="PATH", help="a clone of the paper's public code")
     parser.add_argument("--repeats", type=at_least(1), default=3, help="(default: %(default)s)")
     parser.add_argument(
         "--folder",

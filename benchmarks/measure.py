@@ -91,7 +91,8 @@ def environment(name: str) -> str:
 
     Raises UserError if there is no such device.
     """
+    processor = processor_name(choose_device(name))
     return (
-        f"{processor_name(choose_device(name))}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"Python {platform.python_version()}, {date.today().isoformat()}"
     )

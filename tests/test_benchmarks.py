@@ -44,9 +44,19 @@ def test_online(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_subspace(tmp_path):
+    code, out, error = benchmark("subspace.py", "-N", 20_000, "-T", 12, "-d", 4,
+                                 "--repeats", 1, "--folder", tmp_path)  # fmt: skip
+    assert code == 0, error
+    ours = next(line for line in out.splitlines() if line.startswith("principal_directions"))
+    assert "exact PCA, float64" in out and float(ours.split()[-1]) < 1e-3
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
+        ("subspace.py", ["-T", "12", "-d", "12"], "-d 12"),
         ("fit.py", ["-N", "5", "-K", "10"], "-K 10"),
         ("fit.py", ["-T", "1"], "-T 1"),
         ("fit.py", ["--official", "nowhere"], "--official nowhere"),

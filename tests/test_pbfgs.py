@@ -1,4 +1,5 @@
 import io
+import itertools
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_reaches_the_minimum_without_leaving_the_subspace(problem):
     bfgs = SubspaceBFGS(module, directions)
     start = module.theta.detach()
     losses = [bfgs.step([loss]) for _ in range(30)]
-    assert all(later <= earlier + 1e-4 for earlier, later in zip(losses, losses[1:], strict=False))
+    assert all(later <= earlier + 1e-4 for earlier, later in itertools.pairwise(losses))
     torch.testing.assert_close(module.theta.detach(), minimum, rtol=1e-3, atol=1e-3)
     away = module.theta.detach() - start
     torch.testing.assert_close(directions.T @ (directions @ away), away, rtol=1e-4, atol=1e-5)

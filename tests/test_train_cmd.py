@@ -89,14 +89,21 @@ def test_the_papers_four_commands(main, results, capsys):
     assert main(*SHORT) == 0
     first = rows(results / "lenet")
     capsys.readouterr()
-    assert_one_line_error(capsys, main(*SHORT, "--p_bfgs", "True"), ["--p_bfgs", "not built yet"])
     assert main(*SHORT, "--cmd_PostHoc", "") == 0
     out = capsys.readouterr().out
     assert "Online CMD" in out and "Post-hoc" not in out
-    four = [*SHORT, "--p_bfgs", "True", "--sgd", "", "--cmd_PostHoc", ""]
-    assert_one_line_error(capsys, main(*four), ["not built yet"])
-    assert_one_line_error(capsys, main(*SHORT, "--pbfgs", "1"), ["not built yet"])
+    # its 80 epochs of warm-up do not fit into 3
+    for flag in ("--p_bfgs", "--pbfgs"):
+        assert_one_line_error(capsys, main(*SHORT, flag, "True"), ["--warmup_pbfgs 80", "1 … 1"])
     assert rows(results / "lenet") == first
+    fitting = ["--warmup_pbfgs", "1", "--pbfgs_num", "1"]
+    assert main(*SHORT, *fitting, "--p_bfgs", "True") == 0
+    out = capsys.readouterr().out.split("\n\n")[1]
+    assert all(label in out for label in ("SGD", "Post-hoc CMD", "Online CMD", "P-BFGS"))
+    four = ["--p_bfgs", "True", "--sgd", "", "--cmd_PostHoc", ""]
+    assert main(*SHORT, *fitting, *four) == 0
+    out = capsys.readouterr().out.split("\n\n")[1]
+    assert "P-BFGS" in out and "SGD" not in out and "Post-hoc" not in out
 
 
 def test_run_again_when_finished_recomputes_nothing(main, results, monkeypatch, capsys):
@@ -105,7 +112,7 @@ def test_run_again_when_finished_recomputes_nothing(main, results, monkeypatch, 
     before = contents(results)
     for name in ("train_epoch", "evaluate"):
         monkeypatch.setattr(f"utils.run.{name}", None)
-    monkeypatch.setattr("utils.methods.fit_cmd", None)
+    monkeypatch.setattr("utils.method_cmd.fit_cmd", None)
     assert main(*SHORT) == 0
     assert capsys.readouterr().out.split("\n\n")[1] == first
     after = contents(results)

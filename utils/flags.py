@@ -36,12 +36,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     """The model, its training, the seed or seeds, and the device."""
     group = parser.add_argument_group("model and training")
     group.add_argument("--model", choices=MODELS, default="res18", help="(default: %(default)s)")
-    group.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="of vit: a state file, or 'none' to train from scratch "
-        "(default: torchvision's ImageNet weights, downloaded)",
-    )
+    add_weights_flag(group)
     add_epochs_flag(group)
     group.add_argument("--optimizer", choices=OPTIMIZERS, help="(default: the model's, below)")
     group.add_argument("--lr", type=positive, help="learning rate (default: the model's, below)")
@@ -65,6 +60,16 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_seeds_flag(one_or_more)
     add_device_flag(group)
+
+
+def add_weights_flag(group: argparse._ActionsContainer) -> None:
+    """--weights, of a pretrained model."""
+    group.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="of vit: a state file, or 'none' to train from scratch "
+        "(default: torchvision's ImageNet weights, downloaded)",
+    )
 
 
 def add_epochs_flag(group: argparse._ActionsContainer) -> None:

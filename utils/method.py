@@ -21,7 +21,8 @@ class Method(ABC):
     name: in metrics.csv and summary.json. label: in the table and the plot. flags: on the command
     line, the first one the paper's. color: in every plot. own_settings: the names of the settings
     that matter to it alone. trains: whether the run's own training is its. after_run: whether it
-    is shown the epochs only once the run is over.
+    is shown the epochs only once the run is over. watches_steps: whether it takes in every step
+    of the training, and so cannot be added to a run later.
     """
 
     name: ClassVar[str]
@@ -33,6 +34,7 @@ class Method(ABC):
     own_settings: ClassVar[tuple[str, ...]] = ()
     trains: ClassVar[bool] = False
     after_run: ClassVar[bool] = False
+    watches_steps: ClassVar[bool] = False
 
     def __init__(self, run: "Run") -> None:
         self.run, self.settings = run, run.settings

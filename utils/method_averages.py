@@ -28,6 +28,7 @@ class EMA(Method):
     name, label, flags, default = "ema", "EMA", ("--ema",), False
     help = "average the weights exponentially over steps"
     color = "#E69F00"
+    watches_steps = True
     own_settings = ("ema_decay",)
 
     def __init__(self, run: "Run") -> None:

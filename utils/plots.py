@@ -85,9 +85,7 @@ def plot_test_accuracy(
             figure.savefig(file, format="png")
 
 
-def _draw(
-    axes: Axes, method: type[Method], curves: np.ndarray, start: int = 0, **options
-) -> None:
+def _draw(axes: Axes, method: type[Method], curves: np.ndarray, start: int = 0, **options) -> None:
     """The mean of [runs, T] over the epochs from `start` on, with a band where there are more."""
     n_epochs = curves.shape[1]
     curves = curves[:, start:]

@@ -1,0 +1,188 @@
+"""Run the paper's tables, and print each cell as ours beside the paper's, in Markdown.
+
+    python reproduce.py table1                            # six models, seeds 0, 1 and 2
+    python reproduce.py table1 --models lenet --seeds 0   # a row of it, with one seed
+    python reproduce.py table2                            # ResNet18 with four optimizers
+    python reproduce.py methods --models lenet            # every method of the suite on a model
+    python reproduce.py table1 --results_dir runs --stored    # only print what lies there
+
+Every run is one of train_cmd.py, whose command is printed, and what is there already is not run
+again: stopped, the same command goes on. `--epochs` other than a model's own scales all warm-ups.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import train_cmd
+from utils import flags
+from utils.arguments import Parser
+from utils.base_utils import MODELS, get_model
+from utils.errors import UserError
+from utils.methods import METHODS
+from utils.paper import TABLES, Row, Table, methods_of
+from utils.records import Record
+from utils.reproduction import markdown, of_shorter_runs
+
+SEEDS = [0, 1, 2]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    table = TABLES[args.table]
+    code = 0
+    try:
+        rows = select_rows(table, args.models)
+        if not args.stored:
+            code = run_missing(args, rows)
+            if code == 2:
+                return code
+        print(f"\n{report(args, table, rows)}")
+        if args.keep is not None:
+            keep(args, rows)
+    except UserError as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"{error}; is there room in --results_dir {args.results_dir}, and may it be "
+                     "read and written to?")  # fmt: skip
+    return code
+
+
+def select_rows(table: Table, models: Sequence[str] | None) -> list[Row]:
+    """The rows of the models asked for.
+
+    Raises UserError if the table has none of a model.
+    """
+    known = list(dict.fromkeys(row.model for row in table.rows))
+    for model in models or ():
+        if model not in known:
+            raise UserError(f"--models {model}: this table is of {', '.join(known)}")
+    return [row for row in table.rows if models is None or row.model in models]
+
+
+def run_missing(args: argparse.Namespace, rows: Sequence[Row]) -> int:
+    """Run what is not there yet; returns the exit code of the last run, 0 where none stopped."""
+    commands = [command(args, row) for row in rows]
+    for argv in commands:  # what is wrong is said before anything is run
+        parsed = train_cmd.build_parser().parse_args(argv)
+        selected = [method for method in METHODS if getattr(parsed, method.name)]
+        train_cmd.make_settings(parsed, selected)
+    for argv in commands:
+        print(f"\n$ python train_cmd.py {shlex.join(argv)}", flush=True)
+        code = train_cmd.main(argv)
+        if code:
+            return code
+    return 0
+
+
+def command(args: argparse.Namespace, row: Row) -> list[str]:
+    """The arguments of train_cmd.py that run a row."""
+    argv = ["--model", row.model, *row.flags]
+    needed = methods_of(row)
+    for method in METHODS:
+        if (method.name in needed) != method.default:
+            argv += [method.flags[0], "True" if method.name in needed else ""]
+    argv += ["--seeds", *map(str, args.seeds)]
+    for name in ("dataset", "data_dir", "limit", "weights", "device"):
+        value = getattr(args, name)
+        if value != train_cmd.build_parser().get_default(name) and (
+            name != "weights" or get_model(row.model).pretrained
+        ):
+            argv += [f"--{name}", str(value)]
+    if args.epochs is not None:
+        argv += of_shorter_runs(args.epochs, get_model(row.model).epochs)
+    argv += ["--results_dir", str(results_dir(args, row))]
+    return argv + (["--overwrite"] if args.overwrite else [])
+
+
+def results_dir(args: argparse.Namespace, row: Row) -> Path:
+    """The --results_dir of a row's runs; rows of one experiment share it."""
+    return Path(args.results_dir) / row.experiment
+
+
+def run_folder(args: argparse.Namespace, row: Row, seed: int) -> Path:
+    """Where a row's run with a seed lies."""
+    return train_cmd.seeds_folder(results_dir(args, row), row.model) / f"seed_{seed}"
+
+
+def records(args: argparse.Namespace, row: Row) -> dict[int, Record]:
+    """The runs of a row that lie there, by seed.
+
+    Raises UserError if one of them is not a run of that row, or they are not alike.
+    """
+    folders = {seed: run_folder(args, row, seed) for seed in args.seeds}
+    found = {seed: Record(folder) for seed, folder in folders.items() if folder.exists()}
+    for seed, record in found.items():
+        parsed = train_cmd.build_parser().parse_args(["--model", row.model, *row.flags])
+        asked = train_cmd.make_settings(parsed, METHODS[:1])
+        for name in ("model", "optimizer", "lr", "momentum", "scheduler"):
+            here, there = getattr(asked, name), getattr(record.settings, name)
+            if here != there:
+                raise UserError(
+                    f"{record.folder} is no run of this table: --{name} is {there} there, not "
+                    f"{here}; choose another --results_dir"
+                )
+        if record.settings.seed != seed:
+            raise UserError(f"{record.folder} holds a run with --seed {record.settings.seed}")
+    return found
+
+
+def report(args: argparse.Namespace, table: Table, rows: Sequence[Row]) -> str:
+    """The table in Markdown, with what was run for it."""
+    found = {row: records(args, row) for row in rows}
+    if not any(found.values()):
+        raise UserError(
+            f"--results_dir {args.results_dir}: no run of this table lies there; leave --stored "
+            "out to run it"
+        )
+    return markdown(table, found, args.seeds)
+
+
+def keep(args: argparse.Namespace, rows: Sequence[Row]) -> None:
+    """Copy the small files of the runs to another folder."""
+    for row in rows:
+        for seed, record in records(args, row).items():
+            folder = train_cmd.seeds_folder(Path(args.keep) / row.experiment, row.model)
+            record.copy_to(folder / f"seed_{seed}")
+    print(f"\nconfiguration, metrics and summary of each run are in {args.keep}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = Parser(
+        prog="reproduce.py",
+        description=__doc__,
+        epilog=flags.model_table(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("table", choices=TABLES, help="which table")
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, metavar="MODEL", help="rows (default: all)"
+    )
+    flags.add_seeds_flag(parser, SEEDS)
+    flags.add_epochs_flag(parser)
+    flags.add_weights_flag(parser)
+    flags.add_device_flag(parser)
+    flags.add_data_flags(parser)
+    group = parser.add_argument_group("results")
+    group.add_argument(
+        "--results_dir",
+        default="results",
+        metavar="DIR",
+        help="the runs lie in DIR/EXPERIMENT/MODEL_seeds/seed_SEED (default: %(default)s)",
+    )
+    group.add_argument("--stored", action="store_true", help="run nothing, print what lies there")
+    group.add_argument(
+        "--keep", metavar="DIR", help="also copy the runs' small files, all but the weights, there"
+    )
+    group.add_argument("--overwrite", action="store_true", help="start every run afresh")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""The paper's tables, from runs on the digits."""
+
+import json
+import shlex
+import shutil
+
+import pytest
+
+import reproduce
+import train_cmd
+from utils.paper import TABLE1, TABLE2, TABLES, methods_of
+from utils.records import Record
+from utils.reproduction import of_shorter_runs
+
+DIGITS = ["--dataset", "digits", "--limit", "128", "--epochs", "6", "--seeds", "0", "1"]
+LENET = ["table1", "--models", "lenet", *DIGITS]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(results, what was kept of them) of the LeNet row."""
+    results, kept = tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("kept")
+    argv = [*LENET, "--results_dir", str(results), "--keep", str(kept)]
+    assert reproduce.main(argv) == 0
+    return results, kept
+
+
+def cells(out):
+    line = next(line for line in out.splitlines() if line.startswith("| LeNet-5"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_cells_are_ours_beside_the_papers(finished, capsys):
+    results, _ = finished
+    assert reproduce.main([*LENET, "--results_dir", str(results), "--stored"]) == 0
+    out = capsys.readouterr().out
+    _, sgd, online, equal, long = cells(out)
+    summary = json.loads((results / "default/lenet_seeds/summary.json").read_text())["methods"]
+    for cell, name, paper in [
+        (sgd, "sgd", "75.36 ± 0.57"), (online, "cmd_online", "76.77 ± 0.60"),
+        (equal, "pbfgs_equal", "74.67 ± 0.35"), (long, "pbfgs", "76.44 ± 0.37"),
+    ]:  # fmt: skip
+        last, mean = (
+            f"{100 * summary[name][key]:.2f} ± {100 * summary[name][f'{key}_std']:.2f}"
+            for key in ("last", "mean_last_10")
+        )
+        assert cell == f"{last} / {mean} ({paper})"
+    assert "6 epochs on digits, --limit 128" in out and "`python train_cmd.py --model lenet" in out
+
+
+def test_again_from_what_it_left_behind(finished, monkeypatch, capsys):
+    results, kept = finished
+    monkeypatch.setattr("utils.run.train_epoch", None)
+    monkeypatch.setattr("utils.run.evaluate", None)
+    assert reproduce.main([*LENET, "--results_dir", str(results)]) == 0
+    first = cells(capsys.readouterr().out)
+    assert {path.suffix for path in kept.rglob("*.*")} == {".json", ".csv"}
+    stored = ["table1", "--models", "lenet", "--seeds", "0", "1", "--stored"]
+    assert reproduce.main([*stored, "--results_dir", str(kept)]) == 0
+    assert cells(capsys.readouterr().out) == first
+
+
+def test_the_printed_command_is_what_was_run(finished):
+    results, _ = finished
+    record = Record(results / "default/lenet_seeds/seed_0")
+    argv = shlex.split(record.commands[0])[2:]
+    args = train_cmd.build_parser().parse_args(argv)
+    assert (args.model, args.seeds, args.epochs) == ("lenet", [0, 1], 6)
+    assert args.pbfgs and args.pbfgs_equal and args.cmd_online and not args.cmd_posthoc
+
+
+def test_a_row_that_is_not_finished(finished, tmp_path, capsys):
+    _, kept = finished
+    shutil.copytree(kept, tmp_path / "runs")
+    metrics = tmp_path / "runs/default/lenet_seeds/seed_1/metrics.csv"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(line for line in lines if not line.startswith("pbfgs,5,")))
+    argv = ["table1", "--models", "lenet", "--stored", "--results_dir", str(tmp_path / "runs")]
+    assert reproduce.main(argv) == 0
+    out = capsys.readouterr().out
+    _, sgd, _, _, long = cells(out)
+    assert "2 of 3 seeds" in sgd and "1 of 3 seeds" in long and "±" not in long.split("(")[0]
+    assert "unfinished: pbfgs at epoch 5 of 6" in out and "seed 2: not run" in out
+
+
+def test_interrupted_it_says_so_and_goes_on(finished, tmp_path, monkeypatch, capsys):
+    from utils import run as run_module
+
+    results, _ = finished
+    real, calls = run_module.train_epoch, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(run_module, "train_epoch", interrupted)
+    argv = ["table1", "--models", "lenet", *DIGITS[:-1], "--results_dir", str(tmp_path)]
+    assert reproduce.main(argv) == 130
+    captured = capsys.readouterr()
+    assert "sgd at epoch 2 of 6" in captured.out and "Traceback" not in captured.err
+    monkeypatch.setattr(run_module, "train_epoch", real)
+    assert reproduce.main(argv) == 0
+    ours, theirs = (Record(folder / "default/lenet_seeds/seed_0") for folder in (tmp_path, results))
+    for name in ("sgd", "cmd_online", "pbfgs", "pbfgs_equal"):
+        assert ours.last(name) == theirs.last(name)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["table1", "--models", "lenet", "--epochs", "3"], "--epochs 3"),
+        (["table2", "--models", "lenet"], "--models lenet"),
+        (["table1", "--models", "lenet", "--seeds", "1", "1"], "--seeds 1 1"),
+        (["table1", "--stored"], "--stored"),
+        (["table3"], "table3"),
+    ],
+)
+def test_bad_input(tmp_path, capsys, argv, words):
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main([*argv, "--results_dir", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and words in error and error.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_of_something_else_is_not_counted(finished, tmp_path, capsys):
+    _, kept = finished
+    shutil.copytree(kept, tmp_path / "runs")
+    config = tmp_path / "runs/default/lenet_seeds/seed_0/config.json"
+    config.write_text(config.read_text().replace('"lr": 0.001', '"lr": 0.5'))
+    with pytest.raises(SystemExit):
+        reproduce.main(
+            ["table1", "--models", "lenet", "--stored", "--results_dir", str(tmp_path / "runs")]
+        )
+    assert "--lr is 0.5 there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_is_a_command_that_is_understood(name):
+    args = reproduce.build_parser().parse_args([name])
+    for row in TABLES[name].rows:
+        parsed = train_cmd.build_parser().parse_args(reproduce.command(args, row))
+        methods = [method for method in train_cmd.METHODS if getattr(parsed, method.name)]
+        assert set(row.paper) <= {method.name for method in methods}
+        settings = train_cmd.make_settings(parsed, methods)
+        assert settings.warmup_cmd == 20 and settings.epochs >= 90
+
+
+def test_rows_of_one_run_share_it():
+    first = next(row for row in TABLE1.rows if row.model == "res18")
+    second = next(row for row in TABLE2.rows if row.label == "SGD + Mom")
+    args = reproduce.build_parser().parse_args(["table1"])
+    assert reproduce.run_folder(args, first, 0) == reproduce.run_folder(args, second, 0)
+    assert "ema" in methods_of(first)  # its steps could not be replayed for table 2
+    places = [reproduce.run_folder(args, row, 0) for row in TABLE2.rows]
+    assert len(set(places)) == len(places)
+
+
+@pytest.mark.parametrize("whole", [90, 120, 150])
+@pytest.mark.parametrize("epochs", [6, 7, 12, 50, 149, 400])
+def test_shorter_runs_leave_room_for_every_method(epochs, whole):
+    argv = ["--model", "lenet", *of_shorter_runs(epochs, whole), "--seeds", "0"]
+    for method in train_cmd.METHODS:
+        argv += [method.flags[0], "True"]
+    parsed = train_cmd.build_parser().parse_args(argv)
+    settings = train_cmd.make_settings(parsed, list(train_cmd.METHODS))
+    assert settings.epochs == epochs and settings.warmup_cmd >= 2
