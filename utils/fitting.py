@@ -18,8 +18,8 @@ from utils.staging import stage
 # batch of strips of at most so many weights; and weights handled at once elsewhere: large enough
 # that calls cost nothing, small enough for a cache.
 FIT_ELEMENTS = 1 << 20
-BATCH = 8
-STRIP_WEIGHTS = 1024
+BATCH = max(4, torch.get_num_threads())
+STRIP_WEIGHTS = 2048
 PART_WEIGHTS = 1 << 17
 # The same on a GPU, where calls cost more than memory: weights, and elements of the trajectory
 # (128 MiB; two copies are in flight where they come from the host).
