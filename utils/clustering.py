@@ -95,12 +95,20 @@ def correlation(snapshots: Tensor) -> Tensor:
 
     A column that never moves has correlation 0 with every column, itself included.
     """
+    return signed_correlation(snapshots).abs_().clamp_(max=1).round_(decimals=DECIMALS)
+
+
+def signed_correlation(snapshots: Tensor) -> Tensor:
+    """Pearson's correlation over time of the columns of [T, K], with its sign: float64 [K, K].
+
+    0 where a column never moves.
+    """
     moved = snapshots.double()
     moved = moved - moved[0]  # exact where the movement is small against the value
     moved -= moved.mean(0)
     norm = torch.linalg.vector_norm(moved, dim=0)
     moved = torch.where(norm > 0, moved / norm, 0)
-    return (moved.T @ moved).abs_().clamp_(max=1).round_(decimals=DECIMALS)
+    return moved.T @ moved
 
 
 def cluster(correlations: Tensor, modes: int) -> tuple[Tensor, Tensor]:

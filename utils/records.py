@@ -15,7 +15,8 @@ from utils.settings import Settings
 class Record:
     """A run's settings, the commands that made it and its metrics; nothing is written.
 
-    settings: Settings. commands: those that made the run, in order. processor: it ran on.
+    settings: Settings. commands: those that made the run, in order. classes: the names of the
+    data set's. hardware: the processor and torch's version.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,6 +32,7 @@ class Record:
             config = json.loads(path.read_text())
             self.settings = Settings(**config["settings"])
             self.commands = [str(command) for command in config["commands"]]
+            self.classes = [str(name) for name in config["classes"]]
             environment = config["environment"]
             self.hardware = f"{environment['processor']}, torch {environment['versions']['torch']}"
         except (ValueError, KeyError, TypeError) as error:

@@ -269,6 +269,7 @@ class Run:
         config = {
             "settings": asdict(self.settings),
             "n_weights": self.n_weights,
+            "classes": list(self.dataset.classes),
             "commands": commands,
             "environment": where,
         }

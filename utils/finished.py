@@ -1,0 +1,104 @@
+"""A finished run, opened to look at."""
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from utils.base_utils import get_model
+from utils.clustering import sample_weights
+from utils.errors import UserError
+from utils.fitting import CMDModel
+from utils.flat import layer_names, layer_sizes
+from utils.records import Record
+from utils.run import TRAJECTORY
+from utils.trajectory import Trajectory, TrajectoryError
+
+
+class FinishedRun:
+    """What a run has left in its folder; nothing of it is changed.
+
+    record: its settings, commands and metrics. settings: the former.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open the run.
+
+        Raises UserError if there is none in the folder or a file of it is damaged.
+        """
+        self.folder = folder
+        self.record = Record(folder)
+        self.settings = self.record.settings
+
+    @property
+    def command(self) -> str:
+        """The command that makes what is missing of the run."""
+        commands = self.record.commands
+        return commands[-1] if commands else f"python train_cmd.py --model {self.settings.model}"
+
+    def require(self, name: str, flag: str = "") -> Path:
+        """The path of a file of the run.
+
+        flag: of the method that makes it, if the run's command may lack it.
+
+        Raises UserError, naming the command that makes it, if it is not there.
+        """
+        path = self.folder / name
+        if not path.exists():
+            raise UserError(f"{path} is not there; this makes it: {self.command} {flag}".rstrip())
+        return path
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """A model of the run's architecture, its weights of no meaning."""
+        entry = get_model(self.settings.model)
+        options = {"weights": "none"} if entry.pretrained else {}
+        return entry.build(num_classes=len(self.record.classes), **options).eval()
+
+    @cached_property
+    def layers(self) -> list[tuple[str, int]]:
+        """(name, weights) of each layer, in θ's order."""
+        return list(zip(layer_names(self.model), layer_sizes(self.model), strict=True))
+
+    @cached_property
+    def trajectory(self) -> Trajectory:
+        """All T snapshots.
+
+        Raises UserError if they are not all there.
+        """
+        path, n_weights = self.require(TRAJECTORY), sum(size for _, size in self.layers)
+        try:
+            trajectory = Trajectory(path, n_weights)
+        except TrajectoryError as error:
+            raise UserError(f"{error}; this makes it anew: {self.command} --overwrite") from error
+        if len(trajectory) < self.settings.epochs:
+            raise UserError(
+                f"{path} holds {len(trajectory)} of {self.settings.epochs} epochs; this goes on "
+                f"with them: {self.command}"
+            )
+        return trajectory
+
+    @cached_property
+    def sample(self) -> Tensor:
+        """The weights that CMD clustered, int64 [K]."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        return sample_weights([size for _, size in self.layers], self.settings.samples, generator)
+
+    @cached_property
+    def posthoc(self) -> CMDModel:
+        """CMD's parameters, fitted on all snapshots.
+
+        Raises UserError if they are not there or of another model.
+        """
+        path = self.require("cmd_posthoc.pt", "--cmd_PostHoc True")
+        try:
+            cmd = CMDModel.load(path)
+        except ValueError as error:
+            raise UserError(f"{error}; remove it, and this makes it: {self.command}") from error
+        if cmd.n_weights != sum(size for _, size in self.layers):
+            raise UserError(
+                f"{path} is of a model of {cmd.n_weights:,} weights, not of this run: remove it, "
+                f"and this makes it: {self.command}"
+            )
+        return cmd

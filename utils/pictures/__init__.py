@@ -1,0 +1,1 @@
+"""Pictures of a finished run, one a file."""

@@ -1,0 +1,98 @@
+"""The sampled weights' correlations over time, as sampled and by mode (paper, section 3)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from utils.clustering import cluster, correlation, signed_correlation
+from utils.finished import FinishedRun
+from utils.fitting import Snapshots
+from utils.style import MARK, STYLE, save
+
+LABEL_ROOM = 0.036  # of the picture's height, that a label needs
+DRAWN = 1000  # weights at the most: more would be finer than the picture's dots
+
+
+def draw_correlation(run: FinishedRun, path: Path, formats: Sequence[str]) -> list[Path]:
+    """The signed correlation matrix of the sample, [K, K], beside the same ordered by mode.
+
+    In a mode, weights stand in the order of their correlation with its reference. Returns the
+    files.
+    """
+    settings = run.settings
+    snapshots = Snapshots(run.trajectory.array, settings.start, device="cpu")
+    columns = snapshots.columns(run.sample)
+    labels, reference = cluster(correlation(columns), settings.modes)
+    if len(columns[0]) > DRAWN:
+        thinned = torch.arange(0, len(labels), -(-len(labels) // DRAWN))
+    else:
+        thinned = torch.arange(len(labels))
+    signed = signed_correlation(columns)
+    order = by_mode(signed, labels, reference)
+    order = order[torch.isin(order, thinned)]
+    counts = torch.bincount(labels, minlength=len(reference)).tolist()
+    shown = torch.bincount(labels[order], minlength=len(reference)).tolist()
+
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(9.2, 3.75), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        look = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1, "interpolation": "nearest"}
+        left.imshow(signed[thinned][:, thinned].numpy(), **look)
+        image = right.imshow(signed[order][:, order].numpy(), **look)
+        _outline(right, shown, counts)
+        left.set_xlabel("Sampled weights, in the order of their layers")
+        right.set_xlabel("The same, ordered by mode")
+        for axes in (left, right):
+            axes.set_xticks([])
+            axes.set_yticks([])
+            for side in axes.spines.values():
+                side.set_visible(True)
+        bar = figure.colorbar(image, ax=left, location="left", shrink=0.8, pad=0.03)
+        bar.set_label("Correlation over epochs")
+        return save(figure, path, formats)
+
+
+def by_mode(signed: Tensor, labels: Tensor, reference: Tensor) -> Tensor:
+    """The sample ordered by mode, and in each by correlation with its reference: int64 [K]."""
+    order = []
+    for mode, row in enumerate(reference.tolist()):
+        members = torch.nonzero(labels == mode).flatten()
+        order.append(members[signed[row, members].argsort(descending=True, stable=True)])
+    return torch.cat(order)
+
+
+def _outline(axes: Axes, shown: Sequence[int], counts: Sequence[int]) -> None:
+    """A frame around each mode's block, and its size beside, the labels kept apart."""
+    ends = np.cumsum(shown)
+    starts, total = ends - shown, ends[-1]
+    for start, size in zip(starts, shown, strict=True):
+        axes.add_patch(
+            Rectangle((start - 0.5, start - 0.5), size, size, fill=False, lw=0.8, ec="black")
+        )
+    heights = spread((starts + ends) / 2 / total, LABEL_ROOM)
+    for mode, (start, end, height) in enumerate(zip(starts, ends, heights, strict=True)):
+        middle = (start + end) / 2 / total
+        axes.annotate(
+            f"mode {mode}: {counts[mode]:,}",
+            (1, 1 - middle), xycoords="axes fraction",
+            xytext=(1.06, 1 - height), textcoords="axes fraction",
+            va="center", fontsize=9, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": MARK, "lw": 0.6, "shrinkA": 0, "shrinkB": 0},
+        )  # fmt: skip
+
+
+def spread(places: np.ndarray, room: float) -> np.ndarray:
+    """Ascending places, moved so that they lie `room` apart and between 0 and 1, or as far apart
+    as so many can."""
+    room = min(room, 1 / len(places))
+    apart = room * np.arange(len(places))
+    pushed_down = np.maximum.accumulate(np.maximum(places, room / 2) - apart) + apart
+    most = 1 - room / 2 - apart[::-1]
+    return np.minimum(pushed_down, most)

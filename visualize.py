@@ -1,0 +1,268 @@
+"""Pictures of a finished run: what the modes are, and what they do.
+
+    python visualize.py all --model lenet              # every one that the run allows, roughly
+    python visualize.py correlation --model lenet      # the sample's correlations, by mode
+    python visualize.py modes --model lenet            # their curves, layers and movement
+    python visualize.py dynamics --model lenet         # weights as trained, by CMD and by DMD
+    python visualize.py accuracy --model lenet --seeds 0 1 2
+    python visualize.py landscape --model lenet --axes 0 1 --points 50 --classes dog
+    python visualize.py embedding --model lenet        # of a run with --cmd_embed True
+
+The run is one of train_cmd.py, in RESULTS_DIR/MODEL, or with --seeds in RESULTS_DIR/MODEL_seeds,
+where all pictures but `accuracy` are of the first seed. Each is written as PNG and PDF.
+"""
+
+import argparse
+import shlex
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from tqdm import tqdm
+
+from train_cmd import seeds_folder
+from utils import flags
+from utils.arguments import Parser, at_least, positive
+from utils.base_utils import MODELS, get_model
+from utils.data import Dataset, load_dataset
+from utils.devices import choose_device
+from utils.errors import UserError
+from utils.finished import FinishedRun
+from utils.methods import METHODS
+from utils.pictures.correlation import draw_correlation
+from utils.pictures.dynamics import draw_dynamics
+from utils.pictures.embedding import draw_embedding
+from utils.pictures.landscape import draw_landscape
+from utils.pictures.modes import draw_modes
+from utils.plots import plot_test_accuracy
+from utils.records import Record
+
+FORMATS = ("png", "pdf")
+ROUGH = {"points": 15, "images": 300}  # of the landscape, where all pictures are asked for
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
+    try:
+        if args.picture == "all":
+            draw_all(args)
+        else:
+            tell(PICTURES[args.picture](args))
+    except UserError as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"{error}; is there room in --output {output(args)}, and may it be written "
+                     "to?")  # fmt: skip
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def draw_all(args: argparse.Namespace) -> None:
+    """Every picture that the run allows, and why not the others."""
+    for name, value in ROUGH.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    open_run(args)  # without which there is none
+    drawn = 0
+    for name, draw in PICTURES.items():
+        try:
+            tell(draw(args))
+            drawn += 1
+        except UserError as error:
+            print(f"{name} is left out: {error}", flush=True)
+    if not drawn:
+        raise UserError(f"--results_dir {args.results_dir}: the run there allows no picture")
+
+
+def correlation(args: argparse.Namespace) -> list[Path]:
+    """The sample's correlations, as sampled and by mode."""
+    return draw_correlation(open_run(args), target(args, "correlation"), FORMATS)
+
+
+def modes(args: argparse.Namespace) -> list[Path]:
+    """The modes' curves, layers and movement."""
+    return draw_modes(open_run(args), target(args, "modes"), FORMATS)
+
+
+def dynamics(args: argparse.Namespace) -> list[Path]:
+    """Weights as trained, by CMD and by DMD."""
+    with_dmd = find_spec("pydmd") is not None
+    if not with_dmd:
+        print("note: without DMD, which needs PyDMD: pip install pydmd", flush=True)
+    return draw_dynamics(
+        open_run(args), target(args, "dynamics"), FORMATS, progress("online CMD", "epoch"), with_dmd
+    )
+
+
+def accuracy(args: argparse.Namespace) -> list[Path]:
+    """Every finished method's test accuracy, and the difference to the run itself."""
+    folders = run_folders(args)
+    records = [Record(folder) for folder in folders]
+    finished = [
+        method for method in METHODS if all(record.finished(method.name) for record in records)
+    ]
+    if not finished:
+        command = records[0].commands[-1] if records[0].commands else "train_cmd.py"
+        raise UserError(f"no method is finished in {folders[0]}; this goes on with it: {command}")
+    return plot_test_accuracy(
+        finished, records[0].settings, folders, target(args, "accuracy"), FORMATS, difference=True
+    )
+
+
+def landscape(args: argparse.Namespace) -> list[Path]:
+    """Loss and accuracy over two reference weights."""
+    run = open_run(args)
+    first, second = args.axes
+    if first == second or max(first, second) >= run.posthoc.modes:
+        raise UserError(
+            f"--axes {first} {second}: choose two of the modes 0 … {run.posthoc.modes - 1}"
+        )
+    dataset = images_of(args, run)
+    for name in args.classes:
+        if name not in dataset.classes:
+            raise UserError(f"--classes {name}: choose of {', '.join(dataset.classes)}")
+    return draw_landscape(
+        run, dataset, choose_device(args.device), target(args, "landscape"), FORMATS,
+        (first, second), args.points or 50, args.span, args.classes, progress("landscape", "row"),
+    )  # fmt: skip
+
+
+def embedding(args: argparse.Namespace) -> list[Path]:
+    """The weights embedded, per layer."""
+    return draw_embedding(open_run(args), target(args, "embedding"), FORMATS)
+
+
+PICTURES: dict[str, Callable[[argparse.Namespace], list[Path]]] = {
+    "correlation": correlation,
+    "modes": modes,
+    "dynamics": dynamics,
+    "accuracy": accuracy,
+    "landscape": landscape,
+    "embedding": embedding,
+}
+
+
+def run_folders(args: argparse.Namespace) -> list[Path]:
+    """Where the runs lie that are meant."""
+    results = Path(args.results_dir)
+    if args.seeds is None:
+        return [results / args.model]
+    return [seeds_folder(results, args.model) / f"seed_{seed}" for seed in args.seeds]
+
+
+def open_run(args: argparse.Namespace) -> FinishedRun:
+    """The run, the first seed's where there are several.
+
+    Raises UserError, naming the command that makes one, if there is none.
+    """
+    folder = run_folders(args)[0]
+    if not folder.exists():
+        seeds = "" if args.seeds is None else f" --seeds {' '.join(map(str, args.seeds))}"
+        raise UserError(
+            f"{folder} holds no run; this makes one: python train_cmd.py --model {args.model}"
+            f"{seeds} --results_dir {args.results_dir}"
+        )
+    return FinishedRun(folder)
+
+
+def images_of(args: argparse.Namespace, run: FinishedRun) -> Dataset:
+    """The images that the run was trained and tested on, or so many of them as were asked for.
+
+    Raises UserError if those to be had are others.
+    """
+    settings, transform = run.settings, get_model(run.settings.model).transform
+    data_dir = args.data_dir or recorded_data_dir(run)
+    dataset = load_dataset(settings.dataset, data_dir, transform.size, transform.resizes)
+    if settings.limit is not None:
+        dataset = dataset.limited(settings.limit)
+    if dataset.fingerprint() != settings.data:
+        raise UserError(
+            f"--data_dir {data_dir}: its images are not those of the run in {run.folder}, which "
+            f"was made by: {run.command}"
+        )
+    return dataset if args.images is None else dataset.limited(args.images)
+
+
+def recorded_data_dir(run: FinishedRun) -> str:
+    """The --data_dir that the run was made with."""
+    words = shlex.split(run.command)
+    return words[words.index("--data_dir") + 1] if "--data_dir" in words[:-1] else "data"
+
+
+def output(args: argparse.Namespace) -> Path:
+    """The folder that pictures go to."""
+    return Path(args.output) if args.output else run_folders(args)[0] / "pictures"
+
+
+def target(args: argparse.Namespace, name: str) -> Path:
+    """A picture's path, without its ending."""
+    folder = output(args)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def progress(what: str, unit: str) -> Callable:
+    """Wraps what takes long in a progress bar, where there is a terminal."""
+    return lambda steps: tqdm(steps, what, unit=unit, leave=False, disable=None)
+
+
+def tell(files: list[Path]) -> None:
+    """Say what was written."""
+    print(", ".join(map(str, files)), flush=True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = Parser(
+        prog="visualize.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("picture", choices=[*PICTURES, "all"], help="which picture")
+    group = parser.add_argument_group("the run")
+    group.add_argument("--model", choices=MODELS, default="res18", help="(default: %(default)s)")
+    group.add_argument(
+        "--results_dir", default="results", metavar="DIR", help="(default: %(default)s)"
+    )
+    flags.add_seeds_flag(group)
+    group.add_argument(
+        "--output", metavar="DIR", help="where the pictures go (default: pictures in the run's)"
+    )
+    group = parser.add_argument_group("landscape")
+    group.add_argument(
+        "--axes", nargs=2, type=at_least(0), default=[0, 1], metavar="MODE",
+        help="the modes whose reference weights are varied (default: 0 1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--points", type=at_least(2), metavar="P",
+        help=f"values of each (default: 50; of `all`: {ROUGH['points']})",
+    )  # fmt: skip
+    group.add_argument(
+        "--span", type=positive, default=0.5,
+        help="how far to either side, as a share of the value (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--classes", nargs="+", default=[], metavar="CLASS", help="single classes, of the test set"
+    )
+    group.add_argument(
+        "--images", type=at_least(1), metavar="N",
+        help="only N images of each split, balanced over the classes (default: all; of `all`: "
+        f"{ROUGH['images']})",
+    )  # fmt: skip
+    group.add_argument(
+        "--data_dir", metavar="DIR", help="where the images lie (default: where the run had them)"
+    )
+    flags.add_device_flag(group)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
