@@ -13,7 +13,6 @@ where all pictures but `accuracy` are of the first seed. Each is written as PNG 
 """
 
 import argparse
-import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -25,8 +24,7 @@ from tqdm import tqdm
 from train_cmd import seeds_folder
 from utils import flags
 from utils.arguments import Parser, at_least, positive
-from utils.base_utils import MODELS, get_model
-from utils.data import Dataset, load_dataset
+from utils.base_utils import MODELS
 from utils.devices import choose_device
 from utils.errors import UserError
 from utils.finished import FinishedRun
@@ -124,10 +122,12 @@ def landscape(args: argparse.Namespace) -> list[Path]:
         raise UserError(
             f"--axes {first} {second}: choose two of the modes 0 … {run.posthoc.modes - 1}"
         )
-    dataset = images_of(args, run)
+    dataset = run.dataset(args.data_dir)
     for name in args.classes:
         if name not in dataset.classes:
             raise UserError(f"--classes {name}: choose of {', '.join(dataset.classes)}")
+    if args.images is not None:
+        dataset = dataset.limited(args.images)
     return draw_landscape(
         run, dataset, choose_device(args.device), target(args, "landscape"), FORMATS,
         (first, second), args.points or 50, args.span, args.classes, progress("landscape", "row"),
@@ -170,30 +170,6 @@ def open_run(args: argparse.Namespace) -> FinishedRun:
             f"{seeds} --results_dir {args.results_dir}"
         )
     return FinishedRun(folder)
-
-
-def images_of(args: argparse.Namespace, run: FinishedRun) -> Dataset:
-    """The images that the run was trained and tested on, or so many of them as were asked for.
-
-    Raises UserError if those to be had are others.
-    """
-    settings, transform = run.settings, get_model(run.settings.model).transform
-    data_dir = args.data_dir or recorded_data_dir(run)
-    dataset = load_dataset(settings.dataset, data_dir, transform.size, transform.resizes)
-    if settings.limit is not None:
-        dataset = dataset.limited(settings.limit)
-    if dataset.fingerprint() != settings.data:
-        raise UserError(
-            f"--data_dir {data_dir}: its images are not those of the run in {run.folder}, which "
-            f"was made by: {run.command}"
-        )
-    return dataset if args.images is None else dataset.limited(args.images)
-
-
-def recorded_data_dir(run: FinishedRun) -> str:
-    """The --data_dir that the run was made with."""
-    words = shlex.split(run.command)
-    return words[words.index("--data_dir") + 1] if "--data_dir" in words[:-1] else "data"
 
 
 def output(args: argparse.Namespace) -> Path:

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
+import reproduce
 import train_cmd
+import visualize
 from tests.conftest import ROOT
 from utils.base_utils import MODELS
 
@@ -33,6 +35,22 @@ def test_every_command_is_understood():
     assert len(COMMANDS) >= 6
     for command in COMMANDS:
         train_cmd.build_parser().parse_args(command)
+
+
+@pytest.mark.parametrize(
+    ("program", "parser"),
+    [("reproduce", reproduce.build_parser()), ("visualize", visualize.build_parser())],
+)
+def test_the_other_commands_are_understood(program, parser):
+    commands = re.findall(rf"python {program}\.py([^`\n]*)", README)
+    assert len(commands) >= 5
+    for command in commands:
+        parser.parse_args(shlex.split(command, comments=True))
+
+
+def test_every_picture_has_its_command():
+    for picture in visualize.PICTURES:
+        assert f"python visualize.py {picture} " in README and f"images/{picture}.png" in README
 
 
 @pytest.mark.parametrize("command", PAPERS)

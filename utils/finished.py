@@ -1,5 +1,6 @@
 """A finished run, opened to look at."""
 
+import shlex
 from functools import cached_property
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from utils.base_utils import get_model
 from utils.clustering import sample_weights
+from utils.data import Dataset, load_dataset
 from utils.errors import UserError
 from utils.fitting import CMDModel
 from utils.flat import layer_names, layer_sizes
@@ -78,6 +80,27 @@ class FinishedRun:
                 f"with them: {self.command}"
             )
         return trajectory
+
+    def dataset(self, data_dir: str | None = None) -> Dataset:
+        """The images that the run was trained and tested on.
+
+        data_dir: where they lie, None for where the run had them.
+
+        Raises UserError if those to be had are others.
+        """
+        settings, transform = self.settings, get_model(self.settings.model).transform
+        if data_dir is None:
+            words = shlex.split(self.command)
+            data_dir = words[words.index("--data_dir") + 1] if "--data_dir" in words else "data"
+        dataset = load_dataset(settings.dataset, data_dir, transform.size, transform.resizes)
+        if settings.limit is not None:
+            dataset = dataset.limited(settings.limit)
+        if dataset.fingerprint() != settings.data:
+            raise UserError(
+                f"--data_dir {data_dir}: its images are not those of the run in {self.folder}, "
+                f"which was made by: {self.command}"
+            )
+        return dataset
 
     @cached_property
     def sample(self) -> Tensor:
