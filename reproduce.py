@@ -157,8 +157,6 @@ def build_parser() -> argparse.ArgumentParser:
         prog="reproduce.py",
         description=__doc__,
         epilog=flags.model_table(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("table", choices=TABLES, help="which table")
     parser.add_argument(

@@ -193,8 +193,6 @@ def build_parser() -> argparse.ArgumentParser:
         prog="train_cmd.py",
         description=__doc__,
         epilog=flags.model_table(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     flags.add_method_flags(parser, METHODS)
     flags.add_training_flags(parser)

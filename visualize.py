@@ -196,12 +196,7 @@ def tell(files: list[Path]) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = Parser(
-        prog="visualize.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="visualize.py", description=__doc__)
     parser.add_argument("picture", choices=[*PICTURES, "all"], help="which picture")
     group = parser.add_argument_group("the run")
     group.add_argument("--model", choices=MODELS, default="res18", help="(default: %(default)s)")

@@ -15,7 +15,6 @@ from pathlib import Path
 if __name__ == "__main__":  # the project's own packages, from wherever this is started
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import argparse
 
 from benchmarks import public_code
 from benchmarks.cases import Case, case_flags, case_of, trajectory_file
@@ -59,12 +58,7 @@ def measure(case: Case, official: str | None) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = Parser(
-        prog="benchmarks/fit.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="benchmarks/fit.py", description=__doc__)
     case_flags(parser, epochs=150)
     parser.add_argument("--sweep", metavar="PLOT", help="measure over N and over T, and plot it")
     args = parser.parse_args(argv)

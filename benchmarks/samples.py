@@ -12,7 +12,6 @@ from pathlib import Path
 if __name__ == "__main__":  # the project's own packages, from wherever this is started
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import argparse
 from statistics import fmean, stdev
 
 from tqdm import tqdm
@@ -51,12 +50,7 @@ def tested(run: FinishedRun, dataset: Dataset, seed: int) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = Parser(
-        prog="benchmarks/samples.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="benchmarks/samples.py", description=__doc__)
     parser.add_argument("--model", choices=MODELS, default="lenet", help="(default: %(default)s)")
     parser.add_argument("--results_dir", default="results", help="(default: %(default)s)")
     parser.add_argument("--draws", type=at_least(1), default=10, help="(default: %(default)s)")

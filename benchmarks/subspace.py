@@ -15,7 +15,6 @@ from pathlib import Path
 if __name__ == "__main__":  # the project's own packages, from wherever this is started
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import argparse
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,12 +95,7 @@ def measure(case: Case, n_directions: int) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = Parser(
-        prog="benchmarks/subspace.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="benchmarks/subspace.py", description=__doc__)
     case_flags(parser, epochs=81, clusters=False)
     parser.add_argument(
         "-d", "--directions", type=at_least(1), default=40, help="(default: %(default)s)"

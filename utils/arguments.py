@@ -6,7 +6,11 @@ from collections.abc import Callable
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors on one line."""
+    """argparse, with errors on one line, flags written out, and the description's lines kept."""
+
+    def __init__(self, **options) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(formatter_class=formatter, allow_abbrev=False, **options)
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message}\n")

@@ -144,12 +144,7 @@ def report(names: Sequence[str], found: Sequence[Description]) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = Parser(
-        prog="python -m utils.cmd_utils",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="python -m utils.cmd_utils", description=__doc__)
     parser.add_argument(
         "checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="files, or one folder"
     )
