@@ -86,7 +86,7 @@ def correlation(args: argparse.Namespace) -> list[Path]:
 
 def modes(args: argparse.Namespace) -> list[Path]:
     """The modes' curves, layers and movement."""
-    return draw_modes(open_run(args), target(args, "modes"), FORMATS)
+    return draw_modes(open_run(args), target(args, "modes"), FORMATS, progress("modes", "part"))
 
 
 def dynamics(args: argparse.Namespace) -> list[Path]:
@@ -95,7 +95,7 @@ def dynamics(args: argparse.Namespace) -> list[Path]:
     if not with_dmd:
         print("note: without DMD, which needs PyDMD: pip install pydmd", flush=True)
     return draw_dynamics(
-        open_run(args), target(args, "dynamics"), FORMATS, progress("online CMD", "epoch"), with_dmd
+        open_run(args), target(args, "dynamics"), FORMATS, progress("dynamics", "step"), with_dmd
     )
 
 

@@ -194,6 +194,7 @@ def test_damaged_files_are_named(main, results, capsys, name):
         (["--start", "3", "--cmd_online", ""], ["--start 3", "--epochs 3"]),
         (["--samples", "5"], ["--samples 5", "--modes 10"]),
         (["--modes", "0"], ["--modes 0"]),
+        (["--modes", "600000", "--samples", "600000"], ["--modes 600000", "548,878 weights"]),
         (["--weights", "none"], ["--weights none", "--model lenet"]),
         (["--sgd", "", "--cmd_PostHoc", "", "--cmd_online", ""], ["no method", "--sgd"]),
         (["--device", "tpu9"], ["--device tpu9"]),

@@ -61,7 +61,8 @@ class Run:
         progress: wraps the batches of an epoch, given with its number.
 
         Raises UserError if other settings' results lie in `folder`, a file there is damaged, the
-        model cannot be built, or the disk has no room for the trajectory.
+        model cannot be built or has fewer weights than modes, or the disk has no room for the
+        trajectory.
         """
         self.folder, self.settings, self.device = folder, settings, device
         self.progress = progress
@@ -71,6 +72,11 @@ class Run:
         self.model = self._build_model(len(dataset.classes))
         self.optimizer, self.scheduler = self.make_optimizer(self.model)
         self.n_weights = sum(layer_sizes(self.model))
+        if settings.modes > self.n_weights:
+            raise UserError(
+                f"--modes {settings.modes}: --model {settings.model} has {self.n_weights:,} "
+                "weights; choose fewer"
+            )
         self._require_room(counting_own_files=overwrite)
         if not exists:
             folder.mkdir(parents=True, exist_ok=True)

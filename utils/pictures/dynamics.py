@@ -53,7 +53,7 @@ def draw_dynamics(
     """Sampled weights over the epochs by each model of them, and each model's relative error,
     ‖θ̂(t) − θ(t)‖ / ‖θ(t)‖. Returns the files.
 
-    progress: wraps the epochs. with_dmd: needs PyDMD.
+    progress: wraps the epochs, and each pass over the trajectory. with_dmd: needs PyDMD.
     """
     settings = run.settings
     snapshots = Snapshots(run.trajectory.array, settings.start, device="cpu")
@@ -65,11 +65,11 @@ def draw_dynamics(
     generator = torch.Generator().manual_seed(settings.seed)
     some = run.sample[torch.randperm(len(run.sample), generator=generator)[:SHOWN]].sort().values
     found = {
-        FROM_WARMUP: of_warmup(snapshots, cmd, some),
+        FROM_WARMUP: of_warmup(snapshots, cmd, some, progress),
         ONLINE: updated_online(run, some, progress),
     }
     if with_dmd:
-        coordinates, basis = in_their_span(snapshots, some)
+        coordinates, basis = in_their_span(snapshots, some, progress)
         found[DMD_WARMUP] = by_dmd(coordinates, basis, cmd.modes, warmup)
         found[DMD_ALL] = by_dmd(coordinates, basis, cmd.modes, len(snapshots))
 
@@ -95,12 +95,17 @@ def draw_dynamics(
         return save(figure, path, formats)
 
 
-def of_warmup(snapshots: Snapshots, cmd: CMDModel, some: Tensor) -> Reconstruction:
+def of_warmup(
+    snapshots: Snapshots,
+    cmd: CMDModel,
+    some: Tensor,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Reconstruction:
     """CMD with a, b as they are, following its references through every snapshot."""
     references = snapshots.columns(cmd.reference)
     off = torch.zeros(len(snapshots), dtype=torch.float64)
     norm = torch.zeros_like(off)
-    for part, columns in snapshots.parts():
+    for part, columns in progress(snapshots.parts()):
         modelled = cmd.a[part] * references[:, cmd.mode[part].long()] + cmd.b[part]
         off += (modelled - columns).double().square().sum(1)
         norm += columns.double().square().sum(1)
@@ -128,12 +133,14 @@ def updated_online(
     return Reconstruction(np.stack(shown), np.array(error))
 
 
-def in_their_span(snapshots: Snapshots, some: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def in_their_span(
+    snapshots: Snapshots, some: Tensor, progress: Callable[[Iterable], Iterable] = iter
+) -> tuple[np.ndarray, np.ndarray]:
     """The snapshots' coordinates in an orthonormal basis of their span, float64 [r, T], and some
     weights' rows of that basis, [n, r]."""
     n_epochs = len(snapshots)
     gram = torch.zeros(n_epochs, n_epochs, dtype=torch.float64)
-    for _, columns in snapshots.parts():
+    for _, columns in progress(snapshots.parts()):
         wide = columns.double()
         gram.addmm_(wide, wide.T)
     values, vectors = torch.linalg.eigh(gram)

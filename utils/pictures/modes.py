@@ -1,6 +1,6 @@
 """What the modes are: their curves, their layers, and the movement that they explain."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +32,17 @@ class Movement:
     explained: np.ndarray
 
 
-def draw_modes(run: FinishedRun, path: Path, formats: Sequence[str]) -> list[Path]:
+def draw_modes(
+    run: FinishedRun,
+    path: Path,
+    formats: Sequence[str],
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> list[Path]:
     """Each mode's reference with the 5 – 95 % band of its members; the modes' share of every
-    layer; and how much of all movement each explains. Returns the files."""
+    layer; and how much of all movement each explains. Returns the files.
+
+    progress: wraps the one pass over the trajectory.
+    """
     cmd = run.posthoc
     snapshots = Snapshots(run.trajectory.array, run.settings.start, device="cpu")
     rows = -(-cmd.modes // COLUMNS)
@@ -51,17 +59,19 @@ def draw_modes(run: FinishedRun, path: Path, formats: Sequence[str]) -> list[Pat
         above.supylabel("Weight, on its reference's scale", fontsize=9)
         layers, movement = below.subplots(1, 2, width_ratios=(3, 2))
         _draw_layers(layers, run.layers, cmd)
-        _draw_movement(movement, movement_of(snapshots, cmd))
+        _draw_movement(movement, movement_of(snapshots, cmd, progress))
         return save(figure, path, formats)
 
 
-def movement_of(snapshots: Snapshots, cmd: CMDModel) -> Movement:
+def movement_of(
+    snapshots: Snapshots, cmd: CMDModel, progress: Callable[[Iterable], Iterable] = iter
+) -> Movement:
     """How much the weights of each mode move, and CMD's model of them, in one pass."""
     _, deviation = centre(snapshots.columns(cmd.reference).double())
     of_reference = deviation.square().sum(0)
     total = torch.zeros(cmd.modes, dtype=torch.float64)
     explained = torch.zeros_like(total)
-    for part, columns in snapshots.parts():
+    for part, columns in progress(snapshots.parts()):
         _, moved = centre(columns.double())
         mode = cmd.mode[part].long()
         total.index_add_(0, mode, moved.square().sum(0))
