@@ -82,17 +82,18 @@ def compare(args: argparse.Namespace) -> None:
         folders = {seed: folder / f"seed_{seed}" for seed in args.seeds}
     summaries = []
     for number, (seed, place) in enumerate(folders.items(), start=1):
-        run = Run(
-            place, replace(settings, seed=seed), dataset, device, args.command, args.overwrite,
-            batch_progress,
-        )  # fmt: skip
+        own = replace(settings, seed=seed)
         which = "" if args.seeds is None else f"seed {seed} ({number} of {len(folders)}), "
-        print(
-            f"{args.model} on {args.dataset}: {run.n_weights:,} weights, {settings.epochs} epochs, "
-            f"{len(dataset.train):,} + {len(dataset.test):,} images, {which}{device}, in {place}",
-            flush=True,
-        )
-        summaries.append(complete(run, selected))
+        with Run(
+            place, own, dataset, device, args.command, args.overwrite, batch_progress
+        ) as run:  # fmt: skip
+            print(
+                f"{args.model} on {args.dataset}: {run.n_weights:,} weights, {own.epochs} epochs, "
+                f"{len(dataset.train):,} + {len(dataset.test):,} images, {which}{device}, in "
+                f"{place}",
+                flush=True,
+            )
+            summaries.append(complete(run, selected))
 
     summary, plot = summaries[0], folder / PLOT
     if args.seeds is not None:

@@ -354,6 +354,19 @@ def test_interrupted_ends_with_one_line(tmp_path, sent, code):
     assert len(error.strip().splitlines()) == 1
 
 
+def test_two_at_once(tmp_path, capsys):
+    flags = [*KILLED, "--results_dir", str(tmp_path)]
+    with start(tmp_path, *KILLED) as process:
+        wait_for(process, "epoch 0 of")
+        assert_one_line_error(
+            capsys, train_cmd.main([*flags, "--overwrite"]),
+            ["lenet is in use by process", str(process.pid), "--results_dir"],
+        )  # fmt: skip
+        process.kill()  # the lock goes with it
+    assert train_cmd.main(flags) == 0
+    assert not (tmp_path / "lenet" / ".running").exists()
+
+
 def test_as_a_process_of_its_own(command, tmp_path):
     done = command(*SHORT, "--results_dir", tmp_path)
     assert done.returncode == 0, done.stderr

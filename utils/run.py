@@ -26,6 +26,7 @@ from utils.data import Dataset
 from utils.errors import UserError
 from utils.files import load_tensors, save_tensors, write_json
 from utils.flat import layer_sizes, read_vector, write_vector
+from utils.lock import FolderLock
 from utils.method_embedded import EmbeddedCMD
 from utils.methods import METHODS, Method
 from utils.metrics import Metrics, Row
@@ -43,7 +44,8 @@ OWN_FILES += tuple(
 
 
 class Run:
-    """The run with the given settings in `folder`, new or gone on with."""
+    """The run with the given settings in `folder`, new or gone on with; a context manager, as
+    the folder is held against other processes until it is left."""
 
     def __init__(
         self,
@@ -60,13 +62,22 @@ class Run:
         command: what was asked for, kept with the run.
         progress: wraps the batches of an epoch, given with its number.
 
-        Raises UserError if other settings' results lie in `folder`, a file there is damaged, the
-        model cannot be built or has fewer weights than modes, or the disk has no room for the
-        trajectory.
+        Raises UserError if other settings' results lie in `folder`, another process works there, a
+        file there is damaged, the model cannot be built or has fewer weights than modes, or the
+        disk has no room for the trajectory.
         """
         self.folder, self.settings, self.device = folder, settings, device
         self.progress = progress
         self.entry = get_model(settings.model)
+        self._lock = FolderLock(folder) if folder.is_dir() else None
+        try:
+            self._open(dataset, command, overwrite)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _open(self, dataset: Dataset, command: str, overwrite: bool) -> None:
+        folder, settings, device = self.folder, self.settings, self.device
         exists = not overwrite and self._matches_stored()
         self.dataset = dataset.to(device)
         self.model = self._build_model(len(dataset.classes))
@@ -80,10 +91,10 @@ class Run:
         self._require_room(counting_own_files=overwrite)
         if not exists:
             folder.mkdir(parents=True, exist_ok=True)
+            self._lock = self._lock or FolderLock(folder)
             for name in OWN_FILES:
                 (folder / name).unlink(missing_ok=True)
             self._write_config([], environment(device))
-        self._record(command)
         self._replayed: nn.Module | None = None
         self._averages: dict[str, AveragedModel] = {}  # that take in every step
         self.step_states: dict[str, dict] = {}  # theirs, where the run goes on
@@ -94,6 +105,15 @@ class Run:
         except (TrajectoryError, ValueError) as error:
             raise UserError(f"{error}: --overwrite starts afresh") from error
         self.metrics = Metrics(folder / METRICS)
+        self._record(command)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Give the folder to other processes."""
+        if self._lock is not None:
+            self._lock.release()
 
     @property
     def epochs_done(self) -> int:
