@@ -33,6 +33,23 @@ MODE_COLORS = (
 )  # fmt: skip
 
 
+NAMED = 40  # layers at the most, for each to have a line and its name
+
+
+def layer_height(n_layers: int) -> float:
+    """Inches that a panel with a line for each layer needs."""
+    return max(1.6, 0.18 * min(n_layers, NAMED))
+
+
+def label_layers(axes: Axes, names: Sequence[str]) -> None:
+    """The layers' names down the y axis; where they are too many, their numbers."""
+    if len(names) <= NAMED:
+        size = min(8.5, 340 / len(names))
+        axes.set_yticks(np.arange(len(names)), names, fontsize=size)
+    else:
+        axes.set_ylabel("Layer, from the first to the last")
+
+
 def mode_color(mode: int) -> str:
     """The colour of a mode, by its number."""
     return MODE_COLORS[mode % len(MODE_COLORS)]

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from utils.files import load_tensors
 from utils.finished import FinishedRun
 from utils.method_embedded import EmbeddedCMD
-from utils.style import STYLE, save
+from utils.style import STYLE, label_layers, layer_height, save
 
 FLAG = "--cmd_embed True"
 
@@ -24,10 +23,9 @@ def draw_embedding(run: FinishedRun, path: Path, formats: Sequence[str]) -> list
     n_epochs, names = len(counts), [name for name, _ in run.layers]
     mean = 100 * counts.sum(1).mean() / sizes.sum()
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 2.6 + max(1.6, 0.19 * len(names))), layout="constrained")
-        above, below = figure.subplots(
-            2, 1, sharex=True, height_ratios=(2, max(1.6, 0.19 * len(names)))
-        )
+        height = layer_height(len(names))
+        figure = Figure(figsize=(6.4, 2.6 + height), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, height))
         share = 100 * counts.sum(1) / sizes.sum()
         above.plot(share, color=EmbeddedCMD.color, drawstyle="steps-post", linewidth=2)
         above.axhline(mean, color="#999999", linewidth=1, linestyle=(0, (4, 3)))
@@ -41,7 +39,7 @@ def draw_embedding(run: FinishedRun, path: Path, formats: Sequence[str]) -> list
             100 * (counts / sizes).T, aspect="auto", cmap="cividis", vmin=0, vmax=100,
             extent=(-0.5, n_epochs - 0.5, len(names) - 0.5, -0.5), interpolation="nearest",
         )  # fmt: skip
-        below.set_yticks(np.arange(len(names)), names, fontsize=min(9, 480 / len(names)))
+        label_layers(below, names)
         below.set_xlabel("Epoch")
         below.xaxis.set_major_locator(MaxNLocator(integer=True))
         below.grid(False)

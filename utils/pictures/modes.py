@@ -13,7 +13,7 @@ from torch import Tensor
 
 from utils.finished import FinishedRun
 from utils.fitting import CMDModel, Snapshots, centre
-from utils.style import STYLE, mode_color, save
+from utils.style import NAMED, STYLE, label_layers, layer_height, mode_color, save
 
 MEMBERS = 2000  # of a mode, drawn at random, that the band is of
 BAND = (0.05, 0.95)
@@ -47,7 +47,7 @@ def draw_modes(
     snapshots = Snapshots(run.trajectory.array, run.settings.start, device="cpu")
     rows = -(-cmd.modes // COLUMNS)
     with matplotlib.rc_context(STYLE | {"font.size": 9}):
-        height = 1.45 * rows + max(2.6, 0.7 + 0.17 * len(run.layers))
+        height = 1.45 * rows + max(2.6, 0.7 + layer_height(len(run.layers)))
         figure = Figure(figsize=(9.2, height), layout="constrained")
         above, below = figure.subfigures(2, 1, height_ratios=(1.45 * rows, height - 1.45 * rows))
         curves = above.subplots(rows, COLUMNS, sharex=True, squeeze=False).flatten()
@@ -122,10 +122,10 @@ def _draw_layers(axes: Axes, layers: Sequence[tuple[str, int]], cmd: CMDModel) -
     for mode in range(cmd.modes):
         axes.barh(
             places, 100 * shares[:, mode], left=100 * left, color=mode_color(mode),
-            height=0.85, linewidth=0.3, edgecolor="white",
+            height=0.85 if len(layers) <= NAMED else 1, linewidth=0,
         )  # fmt: skip
         left += shares[:, mode]
-    axes.set_yticks(places, [name for name, _ in layers], fontsize=min(8.5, 480 / len(layers)))
+    label_layers(axes, [name for name, _ in layers])
     axes.set_ylim(len(layers) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.set_xlabel("Share of the layer's weights, by mode (%)")
