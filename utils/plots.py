@@ -74,7 +74,7 @@ def plot_test_accuracy(
             x = np.arange(share.shape[1])
             draw_band(below[0], x, share, method.color, drawstyle="steps-post")
             below[0].set_ylim(0, 105)
-            below[0].set_ylabel("Embedded (%)")
+            below[0].set_ylabel("Embedded\n(%)")
         all_axes[-1].set_xlabel("Epoch")
         all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.02)
