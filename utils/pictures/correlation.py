@@ -42,7 +42,7 @@ def draw_correlation(run: FinishedRun, path: Path, formats: Sequence[str]) -> li
 
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(9.2, 3.75), layout="constrained")
-        figure.get_layout_engine().set(rect=(0, 0, 0.92, 1))  # the labels stand beside
+        figure.get_layout_engine().set(rect=(0, 0, 0.97, 1))  # the labels stand beside
         left, right = figure.subplots(1, 2)
         look = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1, "interpolation": "nearest"}
         left.imshow(signed[thinned][:, thinned].numpy(), **look)
