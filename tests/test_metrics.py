@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -7,6 +8,7 @@ from utils.files import atomic_write
 from utils.methods import METHODS
 from utils.metrics import COLUMNS, Metrics, Row
 from utils.plots import plot_test_accuracy
+from utils.records import Record
 from utils.report import summarise, table
 from utils.settings import Settings
 
@@ -93,11 +95,16 @@ def test_online_reports_sgds_own_accuracy_before_the_warmup_ends(real_run):
 
 def test_plot_is_written_for_any_number_of_epochs(real_run, tmp_path):
     methods = METHODS[:3]
-    plot_test_accuracy(methods, Metrics(real_run / "metrics.csv"), 4, tmp_path / "all.png")
-    one = Metrics(tmp_path / "one.csv")
+    settings = Record(real_run).settings
+    plot_test_accuracy(methods, settings, [real_run], tmp_path / "all.png")
+    plot_test_accuracy(
+        methods, settings, [real_run, real_run], tmp_path / "two.png", ("png", "pdf")
+    )
+    one = Metrics(tmp_path / "metrics.csv")
     one.add(ROWS[0])
-    plot_test_accuracy(methods[:1], one, None, tmp_path / "one.png")
-    for name in ("all.png", "one.png"):
+    plot_test_accuracy(methods[:1], replace(settings, epochs=1), [tmp_path], tmp_path / "one.png")
+    assert (tmp_path / "two.pdf").exists()
+    for name in ("all.png", "two.png", "one.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
