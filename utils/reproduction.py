@@ -78,7 +78,7 @@ def spread(values: Sequence[float]) -> str:
 
 def describe(row: Row, records: Mapping[int, Record], seeds: Sequence[int]) -> list[str]:
     """How far a row's runs are, in what setting, and the commands that made them: list items."""
-    lines = []
+    lines, told = [], []
     for seed in seeds:
         record = records.get(seed)
         if record is None:
@@ -94,6 +94,9 @@ def describe(row: Row, records: Mapping[int, Record], seeds: Sequence[int]) -> l
             if not record.finished(name)
         ]
         state = f"; unfinished: {', '.join(behind)}" if behind else ""
-        lines.append(f"- {row.label}, seed {seed}: {setting}, {record.hardware}{state}")
-        lines += [f"  - `{command}`" for command in record.commands]
+        same = "; by the same commands" if record.commands == told else ""
+        lines.append(f"- {row.label}, seed {seed}: {setting}, {record.hardware}{state}{same}")
+        if not same:
+            lines += [f"  - `{command}`" for command in record.commands]
+            told = record.commands
     return lines
