@@ -87,9 +87,10 @@ def command(args: argparse.Namespace, row: Row) -> list[str]:
         if (method.name in needed) != method.default:
             argv += [method.flags[0], "True" if method.name in needed else ""]
     argv += ["--seeds", *map(str, args.seeds)]
+    defaults = train_cmd.build_parser()
     for name in ("dataset", "data_dir", "limit", "weights", "device"):
         value = getattr(args, name)
-        if value != train_cmd.build_parser().get_default(name) and (
+        if value != defaults.get_default(name) and (
             name != "weights" or get_model(row.model).pretrained
         ):
             argv += [f"--{name}", str(value)]
@@ -106,7 +107,7 @@ def results_dir(args: argparse.Namespace, row: Row) -> Path:
 
 def run_folder(args: argparse.Namespace, row: Row, seed: int) -> Path:
     """Where a row's run with a seed lies."""
-    return train_cmd.seeds_folder(results_dir(args, row), row.model) / f"seed_{seed}"
+    return train_cmd.seed_folder(results_dir(args, row), row.model, seed)
 
 
 def records(args: argparse.Namespace, row: Row) -> dict[int, Record]:
@@ -116,9 +117,9 @@ def records(args: argparse.Namespace, row: Row) -> dict[int, Record]:
     """
     folders = {seed: run_folder(args, row, seed) for seed in args.seeds}
     found = {seed: Record(folder) for seed, folder in folders.items() if folder.exists()}
+    parsed = train_cmd.build_parser().parse_args(["--model", row.model, *row.flags])
+    asked = train_cmd.make_settings(parsed, METHODS[:1])
     for seed, record in found.items():
-        parsed = train_cmd.build_parser().parse_args(["--model", row.model, *row.flags])
-        asked = train_cmd.make_settings(parsed, METHODS[:1])
         for name in ("model", "optimizer", "lr", "momentum", "scheduler"):
             here, there = getattr(asked, name), getattr(record.settings, name)
             if here != there:
@@ -146,8 +147,8 @@ def keep(args: argparse.Namespace, rows: Sequence[Row]) -> None:
     """Copy the small files of the runs to another folder."""
     for row in rows:
         for seed, record in records(args, row).items():
-            folder = train_cmd.seeds_folder(Path(args.keep) / row.experiment, row.model)
-            record.copy_to(folder / f"seed_{seed}")
+            kept = Path(args.keep) / row.experiment
+            record.copy_to(train_cmd.seed_folder(kept, row.model, seed))
     print(f"\nconfiguration, metrics and summary of each run are in {args.keep}")
 
 

@@ -79,7 +79,7 @@ def compare(args: argparse.Namespace) -> None:
     folders = {args.seed: folder}
     if args.seeds is not None:
         folder = seeds_folder(Path(args.results_dir), args.model)
-        folders = {seed: folder / f"seed_{seed}" for seed in args.seeds}
+        folders = {seed: seed_folder(args.results_dir, args.model, seed) for seed in args.seeds}
     summaries = []
     for number, (seed, place) in enumerate(folders.items(), start=1):
         own = replace(settings, seed=seed)
@@ -135,6 +135,11 @@ def complete(run: Run, selected: list[type[Method]]) -> dict:
 def seeds_folder(results_dir: Path, model: str) -> Path:
     """Where a model's runs with several seeds lie, each in a folder of its own."""
     return results_dir / f"{model}_seeds"
+
+
+def seed_folder(results_dir: Path | str, model: str, seed: int) -> Path:
+    """Where a model's run with one of several seeds lies."""
+    return seeds_folder(Path(results_dir), model) / f"seed_{seed}"
 
 
 def make_settings(args: argparse.Namespace, selected: list[type[Method]]) -> Settings:

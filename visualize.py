@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from train_cmd import seeds_folder
+from train_cmd import seed_folder
 from utils import flags
 from utils.arguments import Parser, at_least, positive
 from utils.base_utils import MODELS
@@ -151,10 +151,9 @@ PICTURES: dict[str, Callable[[argparse.Namespace], list[Path]]] = {
 
 def run_folders(args: argparse.Namespace) -> list[Path]:
     """Where the runs lie that are meant."""
-    results = Path(args.results_dir)
     if args.seeds is None:
-        return [results / args.model]
-    return [seeds_folder(results, args.model) / f"seed_{seed}" for seed in args.seeds]
+        return [Path(args.results_dir) / args.model]
+    return [seed_folder(args.results_dir, args.model, seed) for seed in args.seeds]
 
 
 def open_run(args: argparse.Namespace) -> FinishedRun:
