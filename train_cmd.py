@@ -13,6 +13,8 @@ RESULTS_DIR/MODEL; a run that was interrupted goes on when the same command is g
 """
 
 import argparse
+import contextlib
+import io
 import shlex
 import signal
 import sys
@@ -24,14 +26,15 @@ from tqdm import tqdm
 
 from utils import flags
 from utils.arguments import Parser
+from utils.arithmetic import choose_precision
 from utils.base_utils import get_model
 from utils.data import load_dataset
-from utils.devices import choose_device
 from utils.errors import UserError
 from utils.files import write_json
 from utils.methods import METHODS, Method
 from utils.metrics import Row
 from utils.plots import plot_test_accuracy
+from utils.ranks import OtherRankFailedError, is_another, join
 from utils.report import over_seeds, summarise, table
 from utils.run import PLOT, SUMMARY, Run
 from utils.settings import Settings
@@ -50,13 +53,17 @@ def main(argv: list[str] | None = None) -> int:
     args.command = shlex.join(["python", parser.prog, *(sys.argv[1:] if argv is None else argv)])
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     signal.signal(signal.SIGTERM, _terminate)
+    speaks = io.StringIO() if is_another() else sys.stdout  # one process for all
     try:
-        compare(args)
+        with contextlib.redirect_stdout(speaks):
+            compare(args)
     except UserError as error:
         return _stop(parser.prog, f"error: {error}", 2)
     except OSError as error:
         hint = f"is there room in --results_dir {args.results_dir}, and may it be written to?"
         return _stop(parser.prog, f"error: {error}; {hint}", 2)
+    except OtherRankFailedError:
+        return 2
     except Terminated:
         return _stop(parser.prog, INTERRUPTED, 143)
     except KeyboardInterrupt:
@@ -68,12 +75,14 @@ def compare(args: argparse.Namespace) -> None:
     """One run for each seed, every selected method on it, one table and one plot."""
     selected = [method for method in METHODS if getattr(args, method.name)]
     settings = make_settings(args, selected)
-    device = choose_device(args.device)
+    ranks, device = join(args.device)
     transform = get_model(args.model).transform
-    dataset = load_dataset(args.dataset, args.data_dir, transform.size, transform.resizes)
+    with ranks.first_goes_first():  # it may have to download
+        dataset = load_dataset(args.dataset, args.data_dir, transform.size, transform.resizes)
     if args.limit is not None:
         dataset = dataset.limited(args.limit)
-    settings = replace(settings, data=dataset.fingerprint())
+    precision = choose_precision(args.precision, device)
+    settings = replace(settings, data=dataset.fingerprint(), precision=precision)
 
     folder = Path(args.results_dir) / args.model
     folders = {args.seed: folder}
@@ -85,8 +94,17 @@ def compare(args: argparse.Namespace) -> None:
         own = replace(settings, seed=seed)
         which = "" if args.seeds is None else f"seed {seed} ({number} of {len(folders)}), "
         with Run(
-            place, own, dataset, device, args.command, args.overwrite, batch_progress
-        ) as run:  # fmt: skip
+            place,
+            own,
+            dataset,
+            device,
+            args.command,
+            args.overwrite,
+            batch_progress if ranks.first else lambda batches, _: batches,
+            ranks,
+            args.compile,
+            args.test_batch_size,
+        ) as run:
             print(
                 f"{args.model} on {args.dataset}: {run.n_weights:,} weights, {own.epochs} epochs, "
                 f"{len(dataset.train):,} + {len(dataset.test):,} images, {which}{device}, in "
@@ -95,6 +113,9 @@ def compare(args: argparse.Namespace) -> None:
             )
             summaries.append(complete(run, selected))
 
+    ranks.leave()
+    if not ranks.first:
+        return
     summary, plot = summaries[0], folder / PLOT
     if args.seeds is not None:
         summary = over_seeds(args.seeds, summaries)
@@ -118,6 +139,7 @@ def complete(run: Run, selected: list[type[Method]]) -> dict:
             print_epoch(run, epoch, run.follow(alongside, epoch, module), just_trained)
     for method in alongside:
         method.finish()
+    run.wait()
     for method in (make(run) for make in remaining if make.after_run):
         method.prepare()
         for epoch in range(settings.epochs):
@@ -126,6 +148,9 @@ def complete(run: Run, selected: list[type[Method]]) -> dict:
                 print_epoch(run, epoch, rows)
         method.finish()
 
+    run.wait()
+    if not run.ranks.first:
+        return {}
     summary = summarise(selected, run.metrics, settings, run.n_weights, run.folder)
     write_json(summary, run.folder / SUMMARY)
     plot_test_accuracy(selected, settings, [run.folder], run.folder / PLOT)
@@ -182,6 +207,7 @@ def make_settings(args: argparse.Namespace, selected: list[type[Method]]) -> Set
         pbfgs_updates=args.pbfgs_updates,
         ema_decay=args.ema_decay,
         swa_start=epochs * 3 // 4 if args.swa_start is None else args.swa_start,
+        test_batch_size=entry.test_batch_size and (args.test_batch_size or entry.test_batch_size),
     )
     if not selected:
         names = ", ".join(method.flags[0] for method in METHODS)
@@ -235,7 +261,8 @@ def _terminate(*_) -> None:
 
 
 def _stop(program: str, message: str, code: int) -> int:
-    print(f"{program}: {message}", file=sys.stderr)
+    if not is_another():  # all processes stop for the same reason
+        print(f"{program}: {message}", file=sys.stderr)
     return code
 
 

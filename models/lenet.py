@@ -19,11 +19,11 @@ class LeNet5(nn.Module):
         width = in_channels
         self.features = nn.Sequential(
             nn.Conv2d(in_channels, 6 * width, kernel_size=5),  # 32 -> 28
-            nn.Tanh(),
-            nn.MaxPool2d(2),  # -> 14
+            nn.MaxPool2d(2),  # -> 14; tanh rises, so the maximum's is the tanhs' maximum
+            nn.Tanh(),  # of a quarter as many values, then
             nn.Conv2d(6 * width, 16 * width, kernel_size=5),  # -> 10
-            nn.Tanh(),
             nn.MaxPool2d(2),  # -> 5
+            nn.Tanh(),
             nn.Flatten(),
         )
         self.classifier = nn.Sequential(

@@ -3,6 +3,7 @@
 To change a model's hyperparameters, change its line in MODELS; to add a model, add a line.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from models.preresnet import PreResNet
 from models.resnet import ResNet18
 from models.vit import vit_b_16
 from models.wide_resnet import WideResNet
+from utils.arithmetic import PLAIN, Arithmetic
 from utils.data import Split
 from utils.errors import UserError
+from utils.ranks import ALONE, Ranks
 from utils.transforms import CropFlip, ResizedCrop
 
 # The paper's normalisation constants.
@@ -33,8 +36,9 @@ class ModelEntry:
     """A model and the paper's settings for it.
 
     build: called with num_classes, and with weights where `pretrained`. optimizer: "sgd" or
-    "adam". epochs: T. modes: M. samples: K. scheduler: one of SCHEDULERS. There is no weight
-    decay.
+    "adam". epochs: T. modes: M. samples: K. scheduler: one of SCHEDULERS. test_batch_size: None
+    unless it is part of the result, as where BatchNorm has no running statistics. There is no
+    weight decay.
     """
 
     build: Callable[..., nn.Module]
@@ -47,6 +51,7 @@ class ModelEntry:
     momentum: float = 0.9  # of SGD
     scheduler: str = "none"
     pretrained: bool = False
+    test_batch_size: int | None = None
 
     def make_optimizer(
         self,
@@ -97,7 +102,7 @@ WARMUP_EPOCHS = 5
 # fmt: off
 MODELS: dict[str, ModelEntry] = {
     #                       build       optimizer  lr     T    M   K
-    "res18":     ModelEntry(ResNet18,   "sgd",  0.05,  150, 10, 1_000),
+    "res18":     ModelEntry(ResNet18,   "sgd",  0.05,  150, 10, 1_000, test_batch_size=128),
     "preres164": ModelEntry(PreResNet,  "sgd",  0.1,   150, 2,  10_000),
     "wideres":   ModelEntry(WideResNet, "sgd",  0.1,   120, 5,  1_000),
     "lenet":     ModelEntry(LeNet5,     "adam", 0.001, 150, 10, 1_000),
@@ -129,57 +134,73 @@ def train_epoch(
     mirror: bool = True,
     progress: Callable[[Iterable], Iterable] = iter,
     after_step: Sequence[Callable[[nn.Module], None]] = (),
+    arithmetic: Arithmetic = PLAIN,
+    ranks: Ranks = ALONE,
+    parallel: nn.Module | None = None,
 ) -> tuple[float, float]:
     """One pass over `split` in a random order, the last batch as small as it comes.
 
-    generator: of the order and the augmentation, on the split's device.
+    generator: of the order and the augmentation, on the split's device; alike on all ranks.
     progress: wraps the batches, e.g. in a progress bar.
     after_step: each is called with the model after every optimizer step.
+    ranks: those that share each batch. parallel: of several, `ranks.parallel(model)`.
 
-    Returns the mean loss and the accuracy (a fraction) over the images as they were met.
+    Returns the mean loss and the accuracy (a fraction) over the images as they were met. The
+    device is waited for once, at the end.
     """
     model.train()
     device = split.images.device
     order = torch.randperm(len(split), generator=generator, device=device)
-    total_loss = torch.zeros((), dtype=torch.float64, device=device)
-    n_correct = torch.zeros((), dtype=torch.int64, device=device)
-    for batch in progress(order.split(batch_size)):
-        images = transform.train(split.images[batch], generator, mirror)
-        labels = split.labels[batch]
-        logits = model(images)
-        loss = functional.cross_entropy(logits, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
-        for call in after_step:
-            call(model)
-        total_loss += loss.detach() * len(labels)
-        n_correct += count_correct(logits, labels)
-    return total_loss.item() / len(split), n_correct.item() / len(split)
+    totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss, correct
+    with arithmetic.products():
+        for batch in progress(order.split(batch_size)):
+            share, n_images = ranks.batch_share(len(batch))
+            images = transform.train(split.images[batch], generator, mirror, share)
+            labels = split.labels[batch[share]]
+            logits = arithmetic.logits(parallel or model, images)
+            loss = functional.cross_entropy(logits, labels)
+            optimizer.zero_grad()
+            # gradients are averaged over ranks: by the images in each
+            weight = n_images * ranks.size / len(batch)
+            (loss if weight == 1 else loss * weight).backward()
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+            for call in after_step:
+                call(model)
+            totals[0] += loss.detach() * n_images
+            totals[1] += count_correct(logits, labels) if n_images else 0
+    ranks.align_buffers(model)
+    loss, n_correct = ranks.sum(totals).tolist()
+    return loss / len(split), n_correct / len(split)
 
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, split: Split, transform: CropFlip | ResizedCrop, batch_size: int
+    model: nn.Module,
+    split: Split,
+    transform: CropFlip | ResizedCrop,
+    batch_size: int,
+    arithmetic: Arithmetic = PLAIN,
+    ranks: Ranks = ALONE,
 ) -> tuple[float, float]:
     """Mean loss and accuracy (a fraction) of `model` on `split`, in its order.
 
-    The batch size is part of the result for a model whose BatchNorm has no running statistics.
+    The batch size is part of the result for a model whose BatchNorm has no running statistics;
+    batches are shared among the ranks whole.
     """
     was_training = model.training
     model.eval()
-    total_loss = torch.zeros((), dtype=torch.float64, device=split.images.device)
-    n_correct = torch.zeros((), dtype=torch.int64, device=split.images.device)
-    for images, labels in zip(
-        split.images.split(batch_size), split.labels.split(batch_size), strict=True
-    ):
-        logits = model(transform.test(images))
-        total_loss += functional.cross_entropy(logits, labels, reduction="sum")
-        n_correct += count_correct(logits, labels)
+    totals = torch.zeros(2, dtype=torch.float64, device=split.images.device)  # loss, correct
+    batches = zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True)
+    with arithmetic.products():
+        for images, labels in itertools.islice(batches, ranks.rank, None, ranks.size):
+            logits = arithmetic.logits(model, transform.test(images))
+            totals[0] += functional.cross_entropy(logits, labels, reduction="sum")
+            totals[1] += count_correct(logits, labels)
     model.train(was_training)
-    return total_loss.item() / len(split), n_correct.item() / len(split)
+    loss, n_correct = ranks.sum(totals).tolist()
+    return loss / len(split), n_correct / len(split)
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:

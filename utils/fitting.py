@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from utils.clustering import cluster, correlation
 from utils.files import load_tensors, save_tensors
+from utils.ranks import ALONE, Ranks
 from utils.staging import stage
 
 # Elements of the trajectory multiplied at once, in float64 (8 MiB: near the cores' caches), in a
@@ -69,6 +70,12 @@ class CMDModel:
             torch.addcmul(self.b[part], self.a[part], w_r, out=out[part])
         return out
 
+    def of_weights(self, part: slice) -> "CMDModel":
+        """The parameters of a range of the weights, to reconstruct those alone; the references
+        keep their place in θ."""
+        own = {name: getattr(self, name)[part] for name in ("a", "b", "mode")}
+        return replace(self, **own)
+
     def to(self, device: torch.device | str) -> "CMDModel":
         """The same parameters on another device."""
         return CMDModel(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
@@ -100,6 +107,7 @@ def fit_cmd(
     start: int = 0,
     end: int | None = None,
     device: torch.device | str | None = None,
+    ranks: Ranks = ALONE,
 ) -> CMDModel:
     """Fit CMD on snapshots start … end − 1 of a trajectory (paper, algorithm 1).
 
@@ -108,20 +116,25 @@ def fit_cmd(
     modes: M, the most modes to find; fewer come back where the sample has fewer clusters.
     device: where to compute and to return the result; None is the tensor's own device, and for
         an array CUDA where there is one.
+    ranks: those that fit a range of the weights each; all of them are given all parameters.
 
     Raises ValueError if M < 1, K < M, the snapshots are not in the trajectory, the sample is not
     of its weights, or a weight is not finite.
     """
     snapshots = Snapshots(trajectory, start, end, device)
-    reference = find_references(snapshots, sample, modes)
+    reference = shared_references(snapshots, sample, modes, ranks)
     moments = ReferenceMoments.of(snapshots.columns(reference))
-    a = torch.empty(snapshots.n_weights, device=snapshots.device)
+    n_weights = snapshots.n_weights
+    own = ranks.share(n_weights)
+    a = torch.empty(own.stop - own.start, device=snapshots.device)
     b = torch.empty_like(a)
     mode = torch.empty(len(a), dtype=mode_dtype(len(reference)), device=a.device)
     table = moments.table()
-    for part, mean, covariance, nearest in fit_parts(snapshots, reference, moments):
-        a[part], b[part] = coefficients(mean, covariance, per_weight(table, nearest))
-        mode[part] = nearest
+    for part, mean, covariance, nearest in fit_parts(snapshots, reference, moments, own):
+        here = slice(part.start - own.start, part.stop - own.start)
+        a[here], b[here] = coefficients(mean, covariance, per_weight(table, nearest))
+        mode[here] = nearest
+    a, b, mode = (ranks.gather(values, n_weights) for values in (a, b, mode))
     a[reference], b[reference] = 1, 0
     return CMDModel(a, b, mode, reference, snapshots.columns(reference))
 
@@ -161,18 +174,21 @@ class Snapshots:
         """The snapshots of some weights, float32 [T, len(index)]."""
         return self._rows[:, index.to(self._rows.device)].to(self.device, torch.float32)
 
-    def parts(self) -> Iterator[tuple[slice, Tensor]]:
-        """All weights, a range at a time: (range, their snapshots [T, n] on the device).
+    def parts(self, within: slice | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """All weights, or those of a range, some at a time: (range, their snapshots [T, n] on the
+        device).
 
         A part is valid until the next one is asked for. Parts that have to travel to a GPU are
         copied while the one before is worked on.
         """
         size = PART_WEIGHTS if self.device.type == "cpu" else max(1, STAGED_ELEMENTS // len(self))
+        within = within or slice(0, self.n_weights)
+        ranges = list(parts(within.stop, size, within.start))
         if self._rows.device == self.device:
-            for part in parts(self.n_weights, size):
+            for part in ranges:
                 yield part, self._rows[:, part]
         else:
-            yield from stage(self._rows, list(parts(self.n_weights, size)), self.device)
+            yield from stage(self._rows, ranges, self.device)
 
 
 @dataclass
@@ -238,10 +254,21 @@ def find_references(snapshots: Snapshots, sample: Tensor, modes: int) -> Tensor:
     return sample[reference].to(snapshots.device)
 
 
+def shared_references(
+    snapshots: Snapshots, sample: Tensor, modes: int, ranks: Ranks = ALONE
+) -> Tensor:
+    """The same, found by the first rank for all."""
+    found = ranks.object_from_first(lambda: find_references(snapshots, sample, modes).cpu())
+    return found.to(snapshots.device)
+
+
 def fit_parts(
-    snapshots: Snapshots, reference: Tensor, moments: ReferenceMoments
+    snapshots: Snapshots,
+    reference: Tensor,
+    moments: ReferenceMoments,
+    within: slice | None = None,
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Assign and fit the weights, a range at a time.
+    """Assign and fit the weights, or those of a range, some at a time.
 
     Yields (range, mean float64 [n], covariance with the reference float64 [n], mode int64 [n]):
     each weight's mode is the one whose reference it correlates with most in absolute value, and
@@ -258,7 +285,7 @@ def fit_parts(
     rows[:n_modes] = torch.where(norm > 0, deviation / norm, 0).T
     rows[n_modes] = 1 / n_epochs
     rounding = n_epochs**1.5 * torch.finfo(rows.dtype).eps  # of a product, against |mean|
-    for part, columns in snapshots.parts():
+    for part, columns in snapshots.parts(within):
         product = _strips(rows, columns)
         n_weights = columns.shape[1]
         mean = product[:, n_modes].reshape(-1)[:n_weights]
@@ -320,10 +347,10 @@ def centre(columns: Tensor) -> tuple[Tensor, Tensor]:
     return first + shift, columns
 
 
-def parts(n_weights: int, size: int) -> Iterator[slice]:
-    """Consecutive ranges of at most `size` weights that cover N."""
-    for start in range(0, n_weights, size):
-        yield slice(start, min(start + size, n_weights))
+def parts(stop: int, size: int, start: int = 0) -> Iterator[slice]:
+    """Consecutive ranges of at most `size` weights that cover start … stop − 1."""
+    for first in range(start, stop, size):
+        yield slice(first, min(first + size, stop))
 
 
 def part_weights(device: torch.device) -> int:

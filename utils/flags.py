@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterable
 
 from utils.arguments import at_least, positive, share, truth
+from utils.arithmetic import PRECISIONS
 from utils.base_utils import MODELS, OPTIMIZERS, SCHEDULERS
 from utils.data import DATASETS
 from utils.method import Method
@@ -52,7 +53,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         type=at_least(1),
         default=128,
         metavar="B",
-        help="images in a training or test batch (default: %(default)s)",
+        help="images in a training batch (default: %(default)s)",
     )
     one_or_more = group.add_mutually_exclusive_group()
     one_or_more.add_argument(
@@ -60,6 +61,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_seeds_flag(one_or_more)
     add_device_flag(group)
+    add_passes_flags(group)
 
 
 def add_weights_flag(group: argparse._ActionsContainer) -> None:
@@ -101,6 +103,30 @@ def add_device_flag(group: argparse._ActionsContainer) -> None:
         "--device",
         default="auto",
         help="cpu, cuda, cuda:1, … (default: cuda where there is one, else cpu)",
+    )
+
+
+def add_passes_flags(group: argparse._ActionsContainer) -> None:
+    """How the model's passes are computed."""
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of forward and backward passes; weights, trajectory and CMD are fp32 whatever it is "
+        "(default: bf16 on GPUs that have it, else fp32)",
+    )
+    group.add_argument(
+        "--compile",
+        type=truth,
+        default=False,
+        metavar="BOOL",
+        help="compile the model (torch.compile; default: %(default)s)",
+    )
+    group.add_argument(
+        "--test_batch_size",
+        type=at_least(1),
+        metavar="B",
+        help="images tested at once (default: 128 for res18, whose BatchNorm makes it part of the "
+        "result; else what suits the device)",
     )
 
 

@@ -35,6 +35,8 @@ class EMA(Method):
         super().__init__(run)
         average = get_ema_multi_avg_fn(self.settings.ema_decay)
         self.average = AveragedModel(run.model, multi_avg_fn=average, use_buffers=True)
+        # it is looked at every step, for which the host would wait for a GPU
+        self.average.n_averaged = self.average.n_averaged.cpu()
 
     @classmethod
     def check(cls, settings: Settings) -> None:
@@ -54,6 +56,7 @@ class EMA(Method):
         run.follow_steps(self.name, self.average)
 
     def follow(self, epoch: int, module: nn.Module) -> nn.Module:
+        self.run.ranks.align_buffers(self.average.module)
         return self.average.module
 
 
@@ -91,14 +94,17 @@ class SWA(Method):
             for layer in self.average.modules()
         )
         if counts and not self.run.metrics.has(self.name, epoch):
-            update_bn(self._batches(epoch), self.average.module)
+            run = self.run
+            with run.arithmetic.products(), run.arithmetic.autocast(run.device):
+                update_bn(self._batches(epoch), self.average.module)
+            run.ranks.mean_buffers(self.average.module)
         return self.average.module
 
     def _batches(self, epoch: int) -> Iterator[Tensor]:
-        """The training images as an epoch of training sees them."""
+        """The training images as an epoch of training sees them, this rank's of each batch."""
         run = self.run
         generator = epoch_generator(self.settings.seed, epoch, run.device)
         order = torch.randperm(len(run.dataset.train), generator=generator, device=run.device)
         for batch in order.split(self.settings.batch_size):
-            images = run.dataset.train.images[batch]
-            yield run.entry.transform.train(images, generator, run.dataset.mirror)
+            images, (share, _) = run.dataset.train.images[batch], run.ranks.batch_share(len(batch))
+            yield run.entry.transform.train(images, generator, run.dataset.mirror, share)

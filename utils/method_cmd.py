@@ -61,7 +61,9 @@ class OnlineCMDMethod(_CMD):
         return module if epoch < self.settings.warmup_cmd else self.online.module
 
     def finish(self) -> None:
-        self.online.model.save(self.run.folder / self.files()[0])
+        cmd = self.online.model
+        if self.run.ranks.first:
+            cmd.save(self.run.folder / self.files()[0])
 
 
 class PostHocCMD(_CMD):
@@ -87,19 +89,27 @@ class PostHocCMD(_CMD):
 
     def prepare(self) -> None:
         run, settings, path = self.run, self.settings, self.run.folder / self.files()[0]
-        if not path.exists():
+        if not run.ranks.object_from_first(path.exists):
             generator = torch.Generator().manual_seed(settings.seed)
             sample = sample_weights(layer_sizes(self.module), settings.samples, generator)
             cmd = fit_cmd(
-                run.trajectory.array, sample, settings.modes, settings.start, device=run.device
+                run.trajectory.array,
+                sample,
+                settings.modes,
+                settings.start,
+                device=run.device,
+                ranks=run.ranks,
             )
-            cmd.save(path)
-        self.cmd = CMDModel.load(path).to(run.device)
+            if run.ranks.first:
+                cmd.save(path)
+            run.ranks.wait()
+        cmd = CMDModel.load(path).to(run.device)
+        self._own = cmd.of_weights(run.ranks.share(run.n_weights))  # this rank's
 
     def follow(self, epoch: int, module: nn.Module) -> nn.Module:
-        theta = read_vector(module)
-        reference_weights = theta[self.cmd.reference]
-        write_vector(self.cmd.reconstruct(reference_weights), self.module)
+        own, ranks = self._own, self.run.ranks
+        part = own.reconstruct(read_vector(module)[own.reference])
+        write_vector(ranks.gather(part, self.run.n_weights), self.module)
         return self.module
 
 
@@ -113,6 +123,7 @@ def online_cmd(run: "Run") -> OnlineCMD:
         seed=run.settings.seed,
         start=run.settings.start,
         history=run.trajectory,
+        ranks=run.ranks,
     )
 
 

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from utils.base_utils import train_epoch
 from utils.errors import UserError
 from utils.files import load_tensors, save_tensors
 from utils.flat import layer_sizes, read_vector, write_vector
 from utils.method import Method
 from utils.method_cmd import check_online, online_cmd
-from utils.seeding import epoch_generator
 from utils.settings import Settings
 
 if TYPE_CHECKING:
@@ -39,6 +37,7 @@ class EmbeddedCMD(Method):
         super().__init__(run)
         self.module = copy.deepcopy(run.model)
         self.optimizer, self.scheduler = run.make_optimizer(self.module)
+        self._parallel = run.ranks.parallel(self.module)
         self.online = online_cmd(run)
         self._epoch = -1  # the last one that was taken in
         self._a = self._b = torch.empty(0)  # of the last embedding; frozen where embedded
@@ -93,7 +92,7 @@ class EmbeddedCMD(Method):
     def prepare(self) -> None:
         run = self.run
         state_file = run.folder / self.scratch_files()[0]
-        if state_file.exists():
+        if run.ranks.object_from_first(state_file.exists):
             self._load_state(load_tensors(state_file))
             return
         kept = run.kept_optimizer()
@@ -125,7 +124,9 @@ class EmbeddedCMD(Method):
             self._counts.append(self._count())
             self._epoch = epoch
             if epoch >= first:
-                save_tensors(self._state(), self.run.folder / self.scratch_files()[0])
+                state = self._state()
+                if self.run.ranks.first:
+                    save_tensors(state, self.run.folder / self.scratch_files()[0])
         return self.module if epoch >= first else module
 
     def finish(self) -> None:
@@ -139,22 +140,13 @@ class EmbeddedCMD(Method):
             "layer_sizes": torch.tensor(layer_sizes(self.module)),
             "embedded_counts": torch.stack(self._counts),  # int64 [T, layers]
         }
-        save_tensors(result, self.run.folder / self.files()[0])
-        (self.run.folder / self.scratch_files()[0]).unlink(missing_ok=True)
+        if self.run.ranks.first:
+            save_tensors(result, self.run.folder / self.files()[0])
+            (self.run.folder / self.scratch_files()[0]).unlink(missing_ok=True)
 
     def _train(self, epoch: int) -> tuple[float, float]:
         run = self.run
-        trained = train_epoch(
-            self.module,
-            run.dataset.train,
-            run.entry.transform,
-            self.optimizer,
-            self.scheduler,
-            self.settings.batch_size,
-            epoch_generator(self.settings.seed, epoch, run.device),
-            run.dataset.mirror,
-            lambda batches: run.progress(batches, epoch),
-        )
+        trained = run.train(epoch, self.module, self.optimizer, self.scheduler, self._parallel)
         run.require_finite(trained[0], self.module, epoch, self.label)
         return trained
 

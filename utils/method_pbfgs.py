@@ -1,7 +1,9 @@
 """P-BFGS as a compared method (utils.pbfgs)."""
 
 import copy
+import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,9 +101,12 @@ class PBFGS(Method):
             directions = principal_directions(snapshots, self._num, trainable_ranges(self.module))
         except ValueError as error:
             raise UserError(f"--pbfgs_num {self._num}: {error}; choose fewer") from error
+        directions = run.ranks.from_first(directions)  # alike to the last bit
         write_vector(run.trajectory[self._warmup], self.module)
-        self._bfgs = SubspaceBFGS(self.module, directions, settings.pbfgs_updates == EPOCH)
-        if self._state_file.exists():
+        self._bfgs = SubspaceBFGS(
+            self.module, directions, settings.pbfgs_updates == EPOCH, run.ranks.sum
+        )
+        if run.ranks.object_from_first(self._state_file.exists):
             state = load_tensors(self._state_file)
             self._epoch, self.trained = state["epoch"], state["trained"]
             self.module.load_state_dict(state["buffers"], strict=False)
@@ -119,11 +124,13 @@ class PBFGS(Method):
                 "buffers": dict(self.module.named_buffers()),
                 "bfgs": self._bfgs.state_dict(),
             }
-            save_tensors(state, self._state_file)
+            if self.run.ranks.first:
+                save_tensors(state, self._state_file)
         return self.module
 
     def finish(self) -> None:
-        self._state_file.unlink(missing_ok=True)
+        if self.run.ranks.first:
+            self._state_file.unlink(missing_ok=True)
 
     @property
     def _state_file(self) -> Path:
@@ -140,21 +147,33 @@ class PBFGS(Method):
         size = settings.accumulate
         steps = [batches[start : start + size] for start in range(0, len(batches), size)]
         self.module.train()
-        total_loss, n_correct, n_images = 0.0, 0, 0
-        for step in run.progress(steps[:1] if single else steps, epoch):
-            count = sum(map(len, step))
-            shares = [self._share(batch, count, generator) for batch in step]
-            total_loss += count * self._bfgs.step(shares)
-            n_correct += sum(share.n_correct for share in shares)
-            n_images += count
+        total_loss, n_images = 0.0, 0
+        n_correct = torch.zeros((), dtype=torch.int64, device=run.device)
+        with run.arithmetic.products():
+            for step in run.progress(steps[:1] if single else steps, epoch):
+                count = sum(map(len, step))
+                shares = [self._share(batch, count, generator) for batch in step]
+                total_loss += count * self._bfgs.step(shares)
+                n_correct += sum(share.n_correct for share in shares)
+                n_images += count
         self._bfgs.settle()
+        run.ranks.align_buffers(self.module)
         run.require_finite(total_loss, self.module, epoch, self.label)
-        return total_loss / n_images, n_correct / n_images
+        return total_loss / n_images, int(run.ranks.sum(n_correct)) / n_images
 
     def _share(self, batch: Tensor, count: int, generator: torch.Generator) -> "_Share":
-        split, transform = self.run.dataset.train, self.run.entry.transform
-        images = transform.train(split.images[batch], generator, self.run.dataset.mirror)
-        return _Share(self.module, images, split.labels[batch], count)
+        """This rank's share of a mini-batch's share of the mean loss over `count` images."""
+        run = self.run
+        split, (share, n_images) = run.dataset.train, run.ranks.batch_share(len(batch))
+        images = run.entry.transform.train(
+            split.images[batch], generator, run.dataset.mirror, share
+        )
+        return _Share(
+            partial(run.arithmetic.logits, self.module),
+            images,
+            split.labels[batch[share]],
+            count if n_images else math.inf,
+        )
 
 
 class EqualPBFGS(PBFGS):
@@ -171,16 +190,16 @@ class EqualPBFGS(PBFGS):
 
 
 class _Share:
-    """A mini-batch's share of the mean loss over `count` images."""
+    """Some images' share of a mean loss over `count` images; infinite where they do not count."""
 
     def __init__(
-        self, module: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, count: int
+        self, model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, count: float
     ) -> None:
-        self._module, self._images, self._labels, self._count = module, images, labels, count
-        self.n_correct: int | None = None  # at the first call
+        self._model, self._images, self._labels, self._count = model, images, labels, count
+        self.n_correct: Tensor | None = None  # of those that count, at the first call
 
     def __call__(self) -> Tensor:
-        logits = self._module(self._images)
+        logits = self._model(self._images)
         if self.n_correct is None:
-            self.n_correct = int(count_correct(logits, self._labels))
+            self.n_correct = count_correct(logits, self._labels) * math.isfinite(self._count)
         return functional.cross_entropy(logits, self._labels, reduction="sum") / self._count

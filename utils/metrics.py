@@ -73,11 +73,20 @@ class Metrics:
             write_text("".join(lines), path)
 
     def add(self, row: Row) -> None:
+        """Take in a row, and write it."""
+        self.remember(row)
+        self.write(row)
+
+    def remember(self, row: Row) -> None:
+        """Take in a row that is written elsewhere, or later."""
+        self._rows[row.method, row.epoch] = row
+
+    def write(self, row: Row) -> None:
+        """Append a row to the file."""
         with self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(row.text())
             file.flush()
             os.fsync(file.fileno())
-        self._rows[row.method, row.epoch] = row
 
     @classmethod
     def stored(cls, path: Path) -> "Metrics":

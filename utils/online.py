@@ -14,12 +14,12 @@ from utils.fitting import (
     Snapshots,
     check_modes,
     coefficients,
-    find_references,
     fit_parts,
     mode_dtype,
     part_weights,
     parts,
     per_weight,
+    shared_references,
 )
 from utils.flat import (
     copy_integer_buffers,
@@ -28,6 +28,7 @@ from utils.flat import (
     write_parts,
     write_vector,
 )
+from utils.ranks import ALONE, Ranks
 
 
 class History(Protocol):
@@ -60,6 +61,7 @@ class OnlineCMD:
         seed: int = 0,
         start: int = 0,
         history: History | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Prepare to follow `module`, which is copied and never changed.
 
@@ -67,6 +69,8 @@ class OnlineCMD:
         start: the first snapshot used, 0 ≤ start < warmup.
         history: where the caller keeps each snapshot before the update; without one, they are
             kept in memory until the warm-up ends.
+        ranks: those that follow the same model, each in charge of a range of its weights; they
+            call everything here together.
 
         Raises ValueError if M < 1, K < M, warmup < 1 or start is not below it.
         """
@@ -78,10 +82,12 @@ class OnlineCMD:
         self.n_updates = 0
         generator = torch.Generator().manual_seed(seed)
         self._sample = sample_weights(layer_sizes(module), samples, generator)
-        self._history = history
+        self._history, self._ranks = history, ranks
+        self._n_weights = sum(layer_sizes(module))
+        self._own = ranks.share(self._n_weights)  # where in θ this rank's weights lie
         self._theta: Tensor | None = None  # the buffer that θ is read into
         self._snapshots: list[Tensor] = []  # of the warm-up, where there is no history
-        self._state: dict[str, Tensor] = {}  # mean, covariance, mode [N]; reference [M]
+        self._state: dict[str, Tensor] = {}  # mean, covariance, mode of own weights; reference [M]
         self._moments: ReferenceMoments | None = None
         self._reference_history: list[Tensor] = []
 
@@ -108,16 +114,19 @@ class OnlineCMD:
     def model(self) -> CMDModel | None:
         if self._moments is None:
             return None
-        state = self._state
+        state, reference = self._state, self._state["reference"]
         a = torch.empty(len(state["mean"]), device=state["mean"].device)
         b = torch.empty_like(a)
         table = self._moments.table()
         for part in parts(len(a), part_weights(a.device)):
             mean, covariance, mode = (state[name][part] for name in ("mean", "covariance", "mode"))
             a[part], b[part] = coefficients(mean, covariance, per_weight(table, mode))
-        a[state["reference"]], b[state["reference"]] = 1, 0
+        a, b, mode = (
+            self._ranks.gather(values, self._n_weights) for values in (a, b, state["mode"])
+        )
+        a[reference], b[reference] = 1, 0
         history = torch.stack(self._reference_history)
-        return CMDModel(a, b, state["mode"].clone(), state["reference"].clone(), history)
+        return CMDModel(a, b, mode.clone(), reference.clone(), history)
 
     def _fit(self, theta: Tensor) -> None:
         if self._history is None:
@@ -128,15 +137,17 @@ class OnlineCMD:
         else:
             warmup = self._history.array[self.start : self.warmup + 1]
         snapshots = Snapshots(warmup, device=theta.device)
-        reference = find_references(snapshots, self._sample, self.modes)
+        reference = shared_references(snapshots, self._sample, self.modes, self._ranks)
         columns = snapshots.columns(reference)
         self._moments = ReferenceMoments.of(columns)
         self._reference_history = list(columns)
-        mean = torch.empty(len(theta), dtype=torch.float64, device=theta.device)
+        own = self._own
+        mean = theta.new_empty(own.stop - own.start, dtype=torch.float64)
         covariance = torch.empty_like(mean)
-        mode = torch.empty(len(theta), dtype=mode_dtype(len(reference)), device=theta.device)
-        for part, *values in fit_parts(snapshots, reference, self._moments):
-            mean[part], covariance[part], mode[part] = values
+        mode = theta.new_empty(len(mean), dtype=mode_dtype(len(reference)))
+        for part, *values in fit_parts(snapshots, reference, self._moments, own):
+            here = slice(part.start - own.start, part.stop - own.start)
+            mean[here], covariance[here], mode[here] = values
         self._state = {
             "mean": mean, "covariance": covariance, "mode": mode, "reference": reference
         }  # fmt: skip
@@ -147,15 +158,20 @@ class OnlineCMD:
         self._reference_history.append(values)
         self._moments.add(values)
         table = torch.cat([self._moments.table(), values[None]])
-        write_parts(self._updated(theta, table), self.module)
+        updated = self._updated(theta[self._own], table)
+        if self._ranks.size > 1:
+            own = torch.cat([part.clone() for part in updated])
+            updated = iter([self._ranks.gather(own, self._n_weights)])
+        write_parts(updated, self.module)
 
     def _updated(self, theta: Tensor, table: Tensor) -> Iterator[Tensor]:
         """The new model, float32 [n] a part, each as its weights are taken into the state.
 
-        A part is valid until the next one is asked for: all parts use the same room, which costs
-        less than fresh memory for each.
+        theta: this rank's weights. A part is valid until the next one is asked for: all parts use
+        the same room, which costs less than fresh memory for each.
         """
-        references, count = self._state["reference"].tolist(), self._moments.count
+        references = (self._state["reference"] - self._own.start).tolist()
+        count = self._moments.count
         size = min(len(theta), part_weights(theta.device))
         wide, narrow = table.new_empty(5, size), theta.new_empty(4, size)
         for part in parts(len(theta), size):
@@ -180,7 +196,8 @@ class OnlineCMD:
             yield modelled
 
     def state_dict(self) -> dict:
-        """All that `load_state_dict` needs to go on: tensors, numbers and lists of them.
+        """All that `load_state_dict` needs to go on, on any number of ranks: tensors, numbers and
+        lists of them.
 
         It holds the warm-up's snapshots until the warm-up ends, unless `history` does.
         """
@@ -190,7 +207,10 @@ class OnlineCMD:
             "n_updates": self.n_updates,
             "sample": self._sample,
             "snapshots": list(self._snapshots),
-            "state": dict(self._state),
+            "state": {
+                name: value if name == "reference" else self._ranks.gather(value, self._n_weights)
+                for name, value in self._state.items()
+            },
             "moments": None if moments is None else vars(moments).copy(),
             "reference_history": list(self._reference_history),
             "module": self.module.state_dict(),
@@ -208,7 +228,10 @@ class OnlineCMD:
         self.n_updates = state["n_updates"]
         self._sample = state["sample"]
         self._snapshots = state["snapshots"]
-        self._state = {name: value.to(device) for name, value in state["state"].items()}
+        self._state = {
+            name: (value if name == "reference" else value[self._own]).to(device)
+            for name, value in state["state"].items()
+        }
         self._reference_history = [values.to(device) for values in state["reference_history"]]
         self._moments = None
         if state["moments"] is not None:
@@ -221,4 +244,4 @@ class OnlineCMD:
     def _settings(self) -> dict:
         names = ("modes", "samples", "warmup", "start")
         settings = {name: getattr(self, name) for name in names}
-        return settings | {"n_weights": sum(layer_sizes(self.module))}
+        return settings | {"n_weights": self._n_weights}

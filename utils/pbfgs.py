@@ -22,13 +22,21 @@ class SubspaceBFGS:
     gradient, last_step: of the last step, float64 [d]; None before the first.
     """
 
-    def __init__(self, module: nn.Module, directions: Tensor, keep_curvature: bool = True) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        directions: Tensor,
+        keep_curvature: bool = True,
+        total: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> None:
         """Begin at the module's parameters.
 
         directions: P, float32 [d, n], orthonormal rows over the n trainable parameters in their
             order, on the module's device.
         keep_curvature: whether B lasts from step to step; otherwise each step starts it from the
             identity.
+        total: sums a tensor over the processes that have a share of each loss; all of them make
+            the same steps.
 
         Raises ValueError if n is another.
         """
@@ -37,7 +45,7 @@ class SubspaceBFGS:
         n_weights = sum(p.numel() for p in self._parameters)
         if directions.shape[1] != n_weights:
             raise ValueError(f"{directions.shape[1]} weights in P, {n_weights} to be trained")
-        self._directions, self._keep = directions, keep_curvature
+        self._directions, self._keep, self._total = directions, keep_curvature, total
         self._origin = torch.cat([p.detach().reshape(-1) for p in self._parameters])
         self._theta = self._origin.clone()
         self.x = torch.zeros(len(directions), dtype=torch.float64, device=directions.device)
@@ -55,12 +63,12 @@ class SubspaceBFGS:
         """
         draws = _Draws(self.x.device)
         self.module.zero_grad(set_to_none=True)
-        loss = 0.0
+        values = []
         for share in losses:
-            value = share()
-            value.backward()
-            loss += float(value.detach())
-        gradient = self._project()
+            values.append(share())
+            values[-1].backward()
+        loss = self._sum(values)
+        gradient = self._total(self._project())
         self._learn(gradient)
         along = -(self.inverse_hessian @ gradient)
         slope = float(along @ gradient)
@@ -72,7 +80,7 @@ class SubspaceBFGS:
                 self._move(direction, size)
                 draws.repeat()
                 with torch.inference_mode():
-                    value = sum(float(share()) for share in losses)
+                    value = self._sum([share() for share in losses])
                 if value <= loss + SUFFICIENT * size * slope:
                     break
                 size *= SHRINK
@@ -114,6 +122,10 @@ class SubspaceBFGS:
             shift = self._identity() - torch.outer(s, y) / curvature
             self.inverse_hessian = shift @ self.inverse_hessian @ shift.T
             self.inverse_hessian += torch.outer(s, s) / curvature
+
+    def _sum(self, values: Sequence[Tensor]) -> float:
+        """Of the losses of all shares, in float64."""
+        return float(self._total(torch.stack([value.detach() for value in values]).double().sum()))
 
     def _identity(self) -> Tensor:
         return torch.eye(len(self.x), dtype=self.x.dtype, device=self.x.device)

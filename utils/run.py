@@ -1,9 +1,9 @@
 """One training run in its folder: trained an epoch at a time, watched by methods, resumable.
 
 The order of writing makes a kill at any moment harmless. After an epoch the snapshot is appended
-to the trajectory, then the checkpoint replaced, then each method tested and its row appended. A
-restart goes on from the checkpoint, forgets a snapshot newer than it, and shows the methods the
-stored snapshots again, testing only where a row is missing.
+to the trajectory, then the checkpoint replaced, then the row of each method tested appended, all
+while the next epoch trains. A restart goes on from the checkpoint, forgets a snapshot newer than
+it, and shows the methods the stored snapshots again, testing only where a row is missing.
 """
 
 import copy
@@ -16,11 +16,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
+from utils.arithmetic import Arithmetic
+from utils.background import Background
 from utils.base_utils import evaluate, get_model, train_epoch
 from utils.data import Dataset
 from utils.errors import UserError
@@ -30,12 +32,14 @@ from utils.lock import FolderLock
 from utils.method_embedded import EmbeddedCMD
 from utils.methods import METHODS, Method
 from utils.metrics import Metrics, Row
+from utils.ranks import ALONE, Ranks
 from utils.seeding import INITIAL_WEIGHTS, epoch_generator, stream_seed
 from utils.settings import Settings, environment
 from utils.trajectory import Trajectory, TrajectoryError
 
 CONFIG, CHECKPOINT, TRAJECTORY = "config.json", "checkpoint.pt", "trajectory.npy"
 KEPT_OPTIMIZER = "optimizer.pt"
+TEST_BATCH_SIZE = {"cuda": 1000}  # where the result does not depend on it; else the training's
 METRICS, SUMMARY, PLOT = "metrics.csv", "summary.json", "all_methods_test_acc.png"
 OWN_FILES = (CONFIG, CHECKPOINT, KEPT_OPTIMIZER, TRAJECTORY, METRICS, SUMMARY, PLOT)
 OWN_FILES += tuple(
@@ -56,22 +60,40 @@ class Run:
         command: str = "",
         overwrite: bool = False,
         progress: Callable[[Iterable, int], Iterable] = lambda batches, epoch: batches,
+        ranks: Ranks = ALONE,
+        compiled: bool = False,
+        test_batch_size: int | None = None,
     ) -> None:
         """Open the run, or start it; nothing is written or removed if it cannot.
 
         command: what was asked for, kept with the run.
         progress: wraps the batches of an epoch, given with its number.
+        ranks: those that work on it, each of which opens it.
+        compiled: whether the model's passes are compiled.
+        test_batch_size: images tested at once, where that is no setting; None for what suits the
+            device.
 
         Raises UserError if other settings' results lie in `folder`, another process works there, a
         file there is damaged, the model cannot be built or has fewer weights than modes, or the
         disk has no room for the trajectory.
         """
-        self.folder, self.settings, self.device = folder, settings, device
+        self.folder, self.settings, self.device, self.ranks = folder, settings, device, ranks
         self.progress = progress
         self.entry = get_model(settings.model)
-        self._lock = FolderLock(folder) if folder.is_dir() else None
+        self.arithmetic = Arithmetic(settings.precision, compiled)
+        self._test_batch_size = (
+            settings.test_batch_size
+            or test_batch_size
+            or (TEST_BATCH_SIZE.get(device.type, settings.batch_size))
+        )
+        self._background = Background(device)
+        self._lock: FolderLock | None = None
         try:
-            self._open(dataset, command, overwrite)
+            with ranks.first_goes_first():
+                if ranks.first and folder.is_dir():
+                    self._lock = FolderLock(folder)
+                self._open(dataset, command, overwrite and ranks.first)
+            self._parallel = ranks.parallel(self.model)
         except BaseException:
             self.__exit__()
             raise
@@ -80,7 +102,7 @@ class Run:
         folder, settings, device = self.folder, self.settings, self.device
         exists = not overwrite and self._matches_stored()
         self.dataset = dataset.to(device)
-        self.model = self._build_model(len(dataset.classes))
+        self.model = self.ranks.synchronised(self._build_model(len(dataset.classes)))
         self.optimizer, self.scheduler = self.make_optimizer(self.model)
         self.n_weights = sum(layer_sizes(self.model))
         if settings.modes > self.n_weights:
@@ -94,30 +116,38 @@ class Run:
             self._lock = self._lock or FolderLock(folder)
             for name in OWN_FILES:
                 (folder / name).unlink(missing_ok=True)
-            self._write_config([], environment(device))
+            self._write_config([], environment(device, self.ranks.size))
         self._replayed: nn.Module | None = None
         self._averages: dict[str, AveragedModel] = {}  # that take in every step
         self.step_states: dict[str, dict] = {}  # theirs, where the run goes on
         self.train_history: list[tuple[float, float, float]] = []  # loss, accuracy, seconds
         try:
-            self.trajectory = Trajectory(folder / TRAJECTORY, self.n_weights)
+            self.trajectory = Trajectory(folder / TRAJECTORY, self.n_weights, self._background.wait)
             self._load_checkpoint()
         except (TrajectoryError, ValueError) as error:
             raise UserError(f"{error}: --overwrite starts afresh") from error
-        self.metrics = Metrics(folder / METRICS)
-        self._record(command)
+        self.metrics = Metrics(folder / METRICS, writable=self.ranks.first)
+        if self.ranks.first:
+            self._record(command)
 
     def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, *_) -> None:
-        """Give the folder to other processes."""
+        """Finish writing, and give the folder to other processes."""
+        self._background.close()
         if self._lock is not None:
             self._lock.release()
 
     @property
     def epochs_done(self) -> int:
         return len(self.train_history)
+
+    def wait(self) -> None:
+        """Until all that was done so far is on the disk, on all ranks; raises OSError if it
+        could not be written."""
+        self._background.wait()
+        self.ranks.wait()
 
     def make_optimizer(self, model: nn.Module) -> tuple[Optimizer, LRScheduler | None]:
         """An optimizer and a schedule for `model` with the run's settings."""
@@ -200,16 +230,52 @@ class Run:
             result = self._tested_before(epoch) if follower is module else None
             if result is None:
                 result = evaluate(
-                    follower, self.dataset.test, self.entry.transform, self.settings.batch_size
+                    follower,
+                    self.dataset.test,
+                    self.entry.transform,
+                    self._test_batch_size,
+                    self.arithmetic,
+                    self.ranks,
                 )
             seconds = time.perf_counter() - start
             if method.trains:
                 seconds += self.train_history[epoch][2]
             train = (None, None) if follower is module and not method.trains else method.trained
             row = Row(method.name, epoch, *(train or (None, None)), *result, round(seconds, 3))
-            self.metrics.add(row)
+            self.metrics.remember(row)
+            if self.ranks.first:
+                self._background.submit(self.metrics.write, row)
             rows.append(row)
         return rows
+
+    def train(
+        self,
+        epoch: int,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None,
+        parallel: nn.Module,
+        after_step: Sequence[Callable[[nn.Module], None]] = (),
+    ) -> tuple[float, float]:
+        """Train an epoch; returns its mean loss and accuracy (a fraction).
+
+        parallel: `ranks.parallel(model)`. after_step: called with the model after every step.
+        """
+        return train_epoch(
+            model,
+            self.dataset.train,
+            self.entry.transform,
+            optimizer,
+            scheduler,
+            self.settings.batch_size,
+            epoch_generator(self.settings.seed, epoch, self.device),
+            self.dataset.mirror,
+            lambda batches: self.progress(batches, epoch),
+            after_step,
+            self.arithmetic,
+            self.ranks,
+            parallel,
+        )
 
     def require_finite(self, loss: float, module: nn.Module, epoch: int, who: str) -> None:
         """Raise UserError if training went to NaN or infinity."""
@@ -230,25 +296,27 @@ class Run:
 
     def _train(self, epoch: int) -> None:
         start = time.perf_counter()
-        loss, accuracy = train_epoch(
-            self.model,
-            self.dataset.train,
-            self.entry.transform,
-            self.optimizer,
-            self.scheduler,
-            self.settings.batch_size,
-            epoch_generator(self.settings.seed, epoch, self.device),
-            self.dataset.mirror,
-            lambda batches: self.progress(batches, epoch),
-            [average.update_parameters for average in self._averages.values()],
+        averages = [average.update_parameters for average in self._averages.values()]
+        loss, accuracy = self.train(
+            epoch, self.model, self.optimizer, self.scheduler, self._parallel, averages
         )
         self.require_finite(loss, self.model, epoch, "the run")
-        self.trajectory.append(read_vector(self.model))
+        self._background.wait()  # for the epoch before; one is under way at a time
         self.train_history.append((loss, accuracy, time.perf_counter() - start))
-        if epoch == EmbeddedCMD.departs(self.settings):
-            state = {"epoch": epoch, **self._optimizer_state()}
-            save_tensors(state, self.folder / KEPT_OPTIMIZER)
-        self._save_checkpoint()
+        state = copy.deepcopy(self._state()) if self.ranks.first else {}
+        self._background.submit(self._store, epoch, read_vector(self.model), state)
+
+    def _store(self, epoch: int, theta: Tensor, state: dict) -> None:
+        """Write what an epoch leaves behind."""
+        own = self.ranks.share(self.n_weights)
+        self.trajectory.write(theta[own], own.start)
+        self.ranks.wait_in_background()
+        self.trajectory.count(in_file=self.ranks.first)
+        if self.ranks.first:
+            if epoch == EmbeddedCMD.departs(self.settings):
+                kept = {"epoch": epoch} | {name: state[name] for name in ("optimizer", "scheduler")}
+                save_tensors(kept, self.folder / KEPT_OPTIMIZER)
+            save_tensors(state, self.folder / CHECKPOINT)
 
     def _build_model(self, num_classes: int) -> nn.Module:
         options = {"weights": self.settings.weights} if self.entry.pretrained else {}
@@ -327,19 +395,14 @@ class Run:
                 f"{free:,} are free: make room, or choose another --results_dir"
             )
 
-    def _save_checkpoint(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            **self._optimizer_state(),
-            "averages": {name: avg.state_dict() for name, avg in self._averages.items()},
-            "train_history": self.train_history,
-        }
-        save_tensors(state, self.folder / CHECKPOINT)
-
-    def _optimizer_state(self) -> dict:
+    def _state(self) -> dict:
+        """What the next epoch starts from."""
         return {
+            "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "averages": {name: avg.state_dict() for name, avg in self._averages.items()},
+            "train_history": self.train_history,
         }
 
     def _load_checkpoint(self) -> None:

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 
 import numpy as np
 import scipy
@@ -20,7 +20,8 @@ class Settings:
     optimizer, lr, momentum, scheduler: of the training; momentum is None for Adam. epochs: T.
     modes, samples: M, K. start, warmup_cmd: the first and last epoch of online CMD's warm-up.
     limit: images of each split, None for all. weights: of a pretrained model. data: the images'
-    fingerprint. The rest belongs to one method each (`Method.own_settings`).
+    fingerprint. precision: of forward and backward passes. test_batch_size: None where the test
+    batch is no part of the result. The rest belongs to one method each (`Method.own_settings`).
     """
 
     model: str
@@ -49,17 +50,21 @@ class Settings:
     pbfgs_updates: str
     ema_decay: float
     swa_start: int
+    # with what runs had that were made before there was a choice
+    precision: str = "fp32"
+    test_batch_size: int | None = None
 
     def differences(self, stored: dict, undecided: Collection[str] = ()) -> list[str]:
         """Where `stored`, settings from a file, differ: one phrase each, naming the flag.
 
         undecided: names of settings that nothing stored depends on yet.
         """
+        stored = {field.name: field.default for field in fields(self)} | stored
         phrases = []
         for name, here in asdict(self).items():
             if name in undecided:
                 continue
-            if name not in stored:
+            if stored[name] is MISSING:
                 phrases.append(f"--{name} is {here} here and not recorded there")
             elif stored[name] != here and name == "data":
                 phrases.append("the images (--data_dir) are not the same")
@@ -68,8 +73,8 @@ class Settings:
         return phrases
 
 
-def environment(device: torch.device) -> dict:
-    """Versions and hardware, for the record."""
+def environment(device: torch.device, n_ranks: int = 1) -> dict:
+    """Versions and hardware, for the record. n_ranks: processes that share the work."""
     libraries = (torch, torchvision, np, scipy, sklearn)
     return {
         "python": platform.python_version(),
@@ -78,4 +83,5 @@ def environment(device: torch.device) -> dict:
         "device": str(device),
         "processor": processor_name(device),
         "threads": torch.get_num_threads(),
+        "ranks": n_ranks,
     }

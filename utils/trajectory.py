@@ -5,6 +5,7 @@ goes on: a row is written whole before the header counts it.
 """
 
 import os
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -24,14 +25,22 @@ class Trajectory:
     a copy), `trajectory.array` all of them, memory-mapped.
     """
 
-    def __init__(self, path: str | os.PathLike, n_weights: int) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        n_weights: int,
+        before_reading: Callable[[], None] = lambda: None,
+    ) -> None:
         """Open the trajectory at `path`, or create an empty one.
+
+        before_reading: called first whenever snapshots are read, e.g. to have another thread
+            finish writing them.
 
         Raises TrajectoryError if the file is something else, of another length N, or shorter
         than its header says.
         """
         self.path = Path(path)
-        self.n_weights = n_weights
+        self.n_weights, self._before_reading = n_weights, before_reading
         if not self.path.exists():
             self.path.write_bytes(self._header(0))
         self._length = self._read_length()
@@ -40,6 +49,7 @@ class Trajectory:
         return self._length
 
     def __getitem__(self, epoch: int) -> Tensor:
+        self._before_reading()
         if not 0 <= epoch < self._length:
             raise IndexError(f"snapshot {epoch} of {self._length}")
         row = np.fromfile(
@@ -52,6 +62,7 @@ class Trajectory:
     @property
     def array(self) -> np.ndarray:
         """All whole snapshots, float32 [T, N], mapped copy-on-write: the file cannot change."""
+        self._before_reading()
         shape = (self._length, self.n_weights)
         if self._length == 0:
             return np.empty(shape, dtype=np.float32)
@@ -65,16 +76,29 @@ class Trajectory:
         """
         if vector.shape != (self.n_weights,):
             raise ValueError(f"a snapshot has {self.n_weights} weights, not {list(vector.shape)}")
+        self.write(vector)
+        self.count()
+
+    def write(self, values: Tensor, first: int = 0) -> None:
+        """Write the weights from number `first` on, float [n], of the next snapshot, which is not
+        counted: processes can write a part each."""
         row = (
-            vector.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False)
+            values.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False)
         )
         with self.path.open("r+b") as file:
-            file.seek(self._row_offset(self._length))
+            file.seek(self._row_offset(self._length) + 4 * first)
             file.write(row.data)
             file.flush()
             os.fsync(file.fileno())  # the row must be there before the header counts it
-            file.seek(0)
-            file.write(self._header(self._length + 1))
+
+    def count(self, in_file: bool = True) -> None:
+        """Count a snapshot that was written whole.
+
+        in_file: in the header, too, which one process does for all.
+        """
+        if in_file:
+            with self.path.open("r+b") as file:
+                file.write(self._header(self._length + 1))
         self._length += 1
 
     def truncate(self, length: int) -> None:

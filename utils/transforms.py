@@ -1,17 +1,20 @@
 """From uint8 images to a model's input, in batches on the device.
 
 A transform takes images uint8 [B, H, W, 3] and gives float32 [B, 3, size, size], normalised, in
-channels-last memory.
+channels-last memory. `part` of a training batch can be asked for alone: its images are augmented
+as they are in the whole batch.
 """
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 Channels = tuple[float, float, float]
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,9 @@ class CropFlip:
     std: Channels
     resizes = False  # images must come at `size`
 
-    def train(self, images: Tensor, generator: torch.Generator, mirror: bool) -> Tensor:
+    def train(
+        self, images: Tensor, generator: torch.Generator, mirror: bool, part: slice = ALL
+    ) -> Tensor:
         """Augmented and normalised. mirror: whether a flipped image is of the same class."""
         n_images, device, pad = len(images), images.device, self.padding
         draw = {"generator": generator, "device": device}
@@ -37,8 +42,9 @@ class CropFlip:
         if mirror:
             flipped = torch.rand(n_images, 1, **draw) < 0.5
             columns = torch.where(flipped, columns.flip(1), columns)
+        images, rows, columns = images[part], rows[part], columns[part]
         padded = functional.pad(images, (0, 0, pad, pad, pad, pad))
-        image = torch.arange(n_images, device=device)[:, None, None]
+        image = torch.arange(len(images), device=device)[:, None, None]
         return normalise(padded[image, rows[:, :, None], columns[:, None, :]], self.mean, self.std)
 
     def test(self, images: Tensor) -> Tensor:
@@ -59,31 +65,33 @@ class ResizedCrop:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     resizes = True  # images may come at any one size
 
-    def train(self, images: Tensor, generator: torch.Generator, mirror: bool) -> Tensor:
+    def train(
+        self, images: Tensor, generator: torch.Generator, mirror: bool, part: slice = ALL
+    ) -> Tensor:
         """Augmented and normalised; never flipped, whatever `mirror` says."""
         del mirror
         n_images, height, width, _ = images.shape
         draw = {"generator": generator, "device": images.device}
-        # Parts that would not fit are drawn anew, up to ten times; then the whole image is taken.
+        # Crops that would not fit are drawn anew, up to ten times; then the whole image is taken.
         tries = (10, n_images)
         area = torch.empty(tries, device=images.device).uniform_(*self.scale, generator=generator)
         log_ratio = torch.empty_like(area).uniform_(*map(math.log, self.ratio), generator=generator)
-        part = torch.stack(  # width and height, as fractions of the image's
+        extent = torch.stack(  # width and height, as fractions of the image's
             [
                 (area * log_ratio.exp() * height / width).sqrt(),
                 (area / log_ratio.exp() * width / height).sqrt(),
             ]
         )
-        fits = (part <= 1).all(0)
+        fits = (extent <= 1).all(0)
         first = fits.int().argmax(0)
-        part = part[:, first, torch.arange(n_images, device=images.device)]
-        part = torch.where(fits.any(0), part, 1.0)
-        centre = (2 * torch.rand(2, n_images, **draw) - 1) * (1 - part)  # in [−1, 1]
+        extent = extent[:, first, torch.arange(n_images, device=images.device)]
+        extent = torch.where(fits.any(0), extent, 1.0)
+        centre = (2 * torch.rand(2, n_images, **draw) - 1) * (1 - extent)  # in [−1, 1]
         affine = torch.zeros(n_images, 2, 3, device=images.device)
-        affine[:, 0, 0], affine[:, 1, 1], affine[:, :, 2] = part[0], part[1], centre.T
-        channels_first = normalise(images, self.mean, self.std)
+        affine[:, 0, 0], affine[:, 1, 1], affine[:, :, 2] = extent[0], extent[1], centre.T
+        channels_first = normalise(images[part], self.mean, self.std)
         grid = functional.affine_grid(
-            affine, (n_images, 3, self.size, self.size), align_corners=False
+            affine[part], (len(channels_first), 3, self.size, self.size), align_corners=False
         )
         return functional.grid_sample(
             channels_first, grid, padding_mode="border", align_corners=False
@@ -98,5 +106,12 @@ class ResizedCrop:
 
 def normalise(images: Tensor, mean: Channels, std: Channels) -> Tensor:
     """(x / 255 − mean) / std: uint8 [B, H, W, 3] -> float32 [B, 3, H, W], channels-last."""
-    mean, std = (torch.tensor(value, device=images.device) for value in (mean, std))
-    return images.float().mul_(1 / (255 * std)).sub_(mean / std).permute(0, 3, 1, 2)
+    factor, shift = _constants(mean, std, images.device)
+    return images.float().mul_(factor).sub_(shift).permute(0, 3, 1, 2)
+
+
+@cache  # a copy to a GPU would have the host wait for it, every batch
+def _constants(mean: Channels, std: Channels, device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):  # fit for training too, wherever they are first needed
+        of_mean, of_std = (torch.tensor(value, device=device) for value in (mean, std))
+        return 1 / (255 * of_std), of_mean / of_std
