@@ -88,7 +88,8 @@ def command(args: argparse.Namespace, row: Row) -> list[str]:
             argv += [method.flags[0], "True" if method.name in needed else ""]
     argv += ["--seeds", *map(str, args.seeds)]
     defaults = train_cmd.build_parser()
-    for name in ("dataset", "data_dir", "limit", "weights", "device"):
+    passed_on = ("dataset", "data_dir", "limit", "weights", "device", "precision", "compile")
+    for name in passed_on:
         value = getattr(args, name)
         if value != defaults.get_default(name) and (
             name != "weights" or get_model(row.model).pretrained
@@ -167,6 +168,7 @@ def build_parser() -> argparse.ArgumentParser:
     flags.add_epochs_flag(parser)
     flags.add_weights_flag(parser)
     flags.add_device_flag(parser)
+    flags.add_passes_flags(parser)
     flags.add_data_flags(parser)
     group = parser.add_argument_group("results")
     group.add_argument(

@@ -1,14 +1,20 @@
 """The paper's public functions, from a clone of its repository (`--official PATH`)."""
 
 import contextlib
+import importlib
 import importlib.util
 import io
+import multiprocessing
+import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import torch
+from PIL import Image
 
+from utils.data import Dataset
 from utils.errors import UserError
 
 
@@ -31,6 +37,48 @@ def load(path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location("public_cmd_utils", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def training_file(path: str) -> Path:
+    """The clone's module of training.
+
+    Raises UserError if it is not there.
+    """
+    file = Path(path) / "utils" / "base_utils.py"
+    if not file.is_file():
+        raise UserError(f"--official {path}: there is no {file}; give a clone of the paper's code")
+    return file
+
+
+def load_training(path: str, dataset: Dataset) -> ModuleType:
+    """The clone's module of models, loaders, training and testing, its CIFAR-10 being `dataset`.
+
+    Its packages have the names of ours, so this is for a process that does nothing else after.
+    """
+    file = training_file(path)
+    for name in [name for name in sys.modules if name.split(".")[0] in ("models", "utils")]:
+        del sys.modules[name]
+    others = [place for place in sys.path if not (Path(place) / "utils" / file.name).exists()]
+    sys.path[:] = [str(file.parent.parent), *others]
+    module = importlib.import_module("utils.base_utils")
+    images = {True: dataset.train, False: dataset.test}
+
+    class Images(torch.utils.data.Dataset):
+        """Each image decoded and transformed by itself, as torchvision's CIFAR10 does."""
+
+        def __init__(self, root, train, download, transform):
+            split, self.transform = images[train], transform
+            self.data, self.targets = split.images.numpy(), split.labels.tolist()
+
+        def __len__(self):
+            return len(self.data)
+
+        def __getitem__(self, index):
+            return self.transform(Image.fromarray(self.data[index])), self.targets[index]
+
+    module.torchvision.datasets.CIFAR10 = Images
+    multiprocessing.set_start_method("fork", force=True)  # its loaders' workers, as in its script
     return module
 
 

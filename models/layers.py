@@ -9,6 +9,20 @@ def conv3x3(n_in: int, n_out: int, stride: int = 1, bias: bool = False) -> nn.Co
     return nn.Conv2d(n_in, n_out, kernel_size=3, stride=stride, padding=1, bias=bias)
 
 
+class MaxPool2x2(nn.MaxPool2d):
+    """The maximum of every 2 × 2 pixels of feature maps of even height and width."""
+
+    def __init__(self) -> None:
+        super().__init__(kernel_size=2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or features.is_cuda:
+            return super().forward(features)
+        # On a CPU torch's own spends its time on where the maxima are, which only training needs.
+        rows = torch.maximum(features[:, :, ::2], features[:, :, 1::2])
+        return torch.maximum(rows[..., ::2], rows[..., 1::2])
+
+
 def require_image_size(images: Tensor, channels: int, size: int, model: str) -> None:
     """Raise ValueError unless `images` is [B, channels, size, size].
 

@@ -7,7 +7,7 @@ tripled for three colour channels. 548,878 parameters with ten classes.
 
 from torch import Tensor, nn
 
-from models.layers import require_image_size
+from models.layers import MaxPool2x2, require_image_size
 
 
 class LeNet5(nn.Module):
@@ -19,10 +19,10 @@ class LeNet5(nn.Module):
         width = in_channels
         self.features = nn.Sequential(
             nn.Conv2d(in_channels, 6 * width, kernel_size=5),  # 32 -> 28
-            nn.MaxPool2d(2),  # -> 14; tanh rises, so the maximum's is the tanhs' maximum
+            MaxPool2x2(),  # -> 14; tanh rises, so the maximum's is the tanhs' maximum
             nn.Tanh(),  # of a quarter as many values, then
             nn.Conv2d(6 * width, 16 * width, kernel_size=5),  # -> 10
-            nn.MaxPool2d(2),  # -> 5
+            MaxPool2x2(),  # -> 5
             nn.Tanh(),
             nn.Flatten(),
         )

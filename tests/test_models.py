@@ -30,6 +30,18 @@ def test_parameter_count(name):
         assert sum(p.numel() for p in build(name).parameters()) == PARAMETERS[name]
 
 
+def test_lenet_is_tanh_then_pooling():
+    model = get_model("lenet").build(num_classes=10)
+    images = torch.randn(8, 3, 32, 32)
+    features = images
+    for convolution in (model.features[0], model.features[3]):
+        features = torch.nn.functional.max_pool2d(convolution(features).tanh(), 2)
+    expected = model.classifier(features.flatten(1))
+    assert torch.equal(model(images), expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images), expected)
+
+
 @pytest.mark.parametrize("name", ["lenet", "res18", "preres164", "googlenet"])
 def test_logits_have_one_value_a_class_and_gradients_reach_every_weight(name):
     net = build(name, num_classes=7)

@@ -55,6 +55,13 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         metavar="B",
         help="images in a training batch (default: %(default)s)",
     )
+    group.add_argument(
+        "--test_batch_size",
+        type=at_least(1),
+        metavar="B",
+        help="images tested at once (default: 128 for res18, whose BatchNorm makes it part of the "
+        "result; else what suits the device)",
+    )
     one_or_more = group.add_mutually_exclusive_group()
     one_or_more.add_argument(
         "--seed", type=at_least(0), default=0, help="one run, with this seed (default: %(default)s)"
@@ -107,7 +114,7 @@ def add_device_flag(group: argparse._ActionsContainer) -> None:
 
 
 def add_passes_flags(group: argparse._ActionsContainer) -> None:
-    """How the model's passes are computed."""
+    """--precision, --compile: how the model's passes are computed."""
     group.add_argument(
         "--precision",
         choices=PRECISIONS,
@@ -120,13 +127,6 @@ def add_passes_flags(group: argparse._ActionsContainer) -> None:
         default=False,
         metavar="BOOL",
         help="compile the model (torch.compile; default: %(default)s)",
-    )
-    group.add_argument(
-        "--test_batch_size",
-        type=at_least(1),
-        metavar="B",
-        help="images tested at once (default: 128 for res18, whose BatchNorm makes it part of the "
-        "result; else what suits the device)",
     )
 
 

@@ -39,7 +39,10 @@ from utils.trajectory import Trajectory, TrajectoryError
 
 CONFIG, CHECKPOINT, TRAJECTORY = "config.json", "checkpoint.pt", "trajectory.npy"
 KEPT_OPTIMIZER = "optimizer.pt"
-TEST_BATCH_SIZE = {"cuda": 1000}  # where the result does not depend on it; else the training's
+TEST_BATCH_SIZE = {
+    "cpu": 500,
+    "cuda": 1000,
+}  # where the result does not depend on it; else the training's
 METRICS, SUMMARY, PLOT = "metrics.csv", "summary.json", "all_methods_test_acc.png"
 OWN_FILES = (CONFIG, CHECKPOINT, KEPT_OPTIMIZER, TRAJECTORY, METRICS, SUMMARY, PLOT)
 OWN_FILES += tuple(
@@ -81,7 +84,7 @@ class Run:
         self.progress = progress
         self.entry = get_model(settings.model)
         self.arithmetic = Arithmetic(settings.precision, compiled)
-        self._test_batch_size = (
+        self.test_batch_size = (
             settings.test_batch_size
             or test_batch_size
             or (TEST_BATCH_SIZE.get(device.type, settings.batch_size))
@@ -233,7 +236,7 @@ class Run:
                     follower,
                     self.dataset.test,
                     self.entry.transform,
-                    self._test_batch_size,
+                    self.test_batch_size,
                     self.arithmetic,
                     self.ranks,
                 )

@@ -1,0 +1,209 @@
+"""The measured epochs, each function to be run in a process of its own."""
+
+import contextlib
+import copy
+import io
+import itertools
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import train_cmd
+from benchmarks import public_code
+from utils.arithmetic import BF16, Arithmetic, choose_precision
+from utils.base_utils import evaluate, get_model
+from utils.data import Dataset, load_dataset
+from utils.devices import choose_device
+from utils.methods import METHODS, Method
+from utils.run import Run
+
+WARMUP = 1  # of the runs measured here, so that few epochs show every cost
+FIRST = WARMUP + 2  # the first epoch whose time counts
+MATRIX = {"cpu": 2048, "cuda": 8192}  # sides of the matrices multiplied to know a device's rate
+TIMES = 5
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained: a model on some images, where and how."""
+
+    model: str
+    dataset: str
+    data_dir: str
+    limit: int | None
+    device: str
+    precision: str | None
+    compiled: bool
+    epochs: int
+
+    def images(self) -> Dataset:
+        transform = get_model(self.model).transform
+        dataset = load_dataset(self.dataset, self.data_dir, transform.size, transform.resizes)
+        return dataset if self.limit is None else dataset.limited(self.limit)
+
+    def sizes(self) -> tuple[int, int]:
+        """The images trained and tested on."""
+        dataset = self.images()
+        return len(dataset.train), len(dataset.test)
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """Median seconds of an epoch's training, of one test, and of an epoch with every method on
+    it; the images trained and tested on in them."""
+
+    training: float
+    test: float
+    compared: float
+    n_train: int
+    n_test: int
+    methods: dict[str, float]  # seconds of each after an epoch, its test among them
+    share: float  # of the device's rate in matrix products, in training
+
+
+def our_epochs(case: Training, names: tuple[str, ...]) -> Epochs:
+    """Two runs of this suite, an epoch of each in turn: without a method, and with those named."""
+    device, dataset = choose_device(case.device), case.images()
+    methods = [method for method in METHODS if method.name in names]
+    seconds: dict[str, list[float]] = {name: [] for name in ("training", "test", "compared")}
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [_run(case, dataset, device, Path(folder) / name) for name in ("alone", "compared")]
+        with runs[0] as alone, runs[1] as compared:
+            followers = [make(compared) for make in methods if not make.after_run]
+            for follower in followers:
+                follower.prepare()
+            training, with_methods = alone.epochs(), compared.epochs()
+            for epoch in range(FIRST + case.epochs):
+                start = clock(device)
+                next(training)
+                trained = clock(device)
+                _, module = next(with_methods)
+                compared.follow(followers, epoch, module)
+                followed = clock(device)
+                evaluate(
+                    module,
+                    compared.dataset.test,
+                    compared.entry.transform,
+                    compared.test_batch_size,
+                    compared.arithmetic,
+                )
+                tested = clock(device)
+                if epoch >= FIRST:
+                    seconds["training"].append(trained - start)
+                    seconds["compared"].append(followed - trained)
+                    seconds["test"].append(tested - followed)
+            each = {method.name: _after_epoch(compared, method) for method in methods}
+            each |= _after_run(compared, [make for make in methods if make.after_run])
+            share = _work(compared) / matrix_rate(device, compared.settings.precision)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    images = len(dataset.train), len(dataset.test)
+    return Epochs(**medians, n_train=images[0], n_test=images[1], methods=each,
+                  share=share * images[0] / medians["training"])  # fmt: skip
+
+
+def public_epochs(case: Training, official: str) -> tuple[float, float]:
+    """Seconds of an epoch's training and of one test in the public script's own loops, with its
+    loaders and its transforms, on the same images."""
+    device = choose_device(case.device)
+    public = public_code.load_training(official, case.images())
+    vit = "_vit" if case.model == "vit" else ""
+    with public_code.quietly():
+        train_loader, test_loader = getattr(public, f"get_cifar10_loaders{vit}")(128)
+        net, optimizer, *_ = public.get_model(case.model, str(device))
+        criterion = torch.nn.CrossEntropyLoss()
+        training, testing = [], []
+        for epoch in range(case.epochs + 1):  # the first one warms up
+            start = clock(device)
+            public.train(net, epoch, train_loader, str(device), criterion, optimizer)
+            trained = clock(device)
+            public.test(net, str(device), test_loader, criterion)
+            training.append(trained - start)
+            testing.append(clock(device) - trained)
+    return statistics.median(training[1:]), statistics.median(testing[1:])
+
+
+def public_bookkeeping(case: Training, official: str) -> tuple[float, float, float, float]:
+    """Seconds a snapshot of the public script's copying the state, saving all of them, gathering
+    them in one matrix, and loading a column of it into the network."""
+    device = choose_device(case.device)
+    public = public_code.load_training(official, case.images())
+    with public_code.quietly():
+        net = public.get_model(case.model, str(device))[0]
+    times = [clock(device)]
+    states = [copy.deepcopy(net.state_dict()) for _ in range(TIMES)]
+    times.append(clock(device))
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(states, Path(folder) / "Theta.pt")
+        times.append(clock(device))
+    matrix = public.matricize_list_of_model_params(states, convert_to_numpy=True)
+    times.append(clock(device))
+    for epoch in range(TIMES):
+        column = matrix[:, epoch]
+        net.load_state_dict(public.assign_vectorized_params_to_state_dict(net.state_dict(), column))
+    times.append(clock(device))
+    return tuple((later - earlier) / TIMES for earlier, later in itertools.pairwise(times))
+
+
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """Floating-point operations a second in a product of two large square matrices: the best of
+    a few."""
+    side = MATRIX.get(device.type, MATRIX["cpu"])
+    dtype = torch.bfloat16 if precision == BF16 else torch.float32
+    left = torch.rand(side, side, device=device, dtype=dtype)
+    best = float("inf")
+    with Arithmetic(precision).products():
+        for _ in range(TIMES):
+            start = clock(device)
+            left @ left
+            best = min(best, clock(device) - start)
+    return 2 * side**3 / best
+
+
+def clock(device: torch.device) -> float:
+    """The time once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _run(case: Training, dataset: Dataset, device: torch.device, folder: Path) -> Run:
+    flags = ["--model", case.model, "--epochs", str(FIRST + case.epochs)]
+    flags += ["--warmup_cmd", str(WARMUP), "--swa_start", "0", "--dataset", case.dataset]
+    flags += ["--limit", str(case.limit)] if case.limit else []
+    flags += ["--weights", "none"] if case.model == "vit" else []
+    settings = train_cmd.make_settings(train_cmd.build_parser().parse_args(flags), METHODS[:1])
+    settings = replace(settings, precision=choose_precision(case.precision, device))
+    with contextlib.redirect_stderr(io.StringIO()):
+        return Run(folder, settings, dataset, device, compiled=case.compiled)
+
+
+def _after_epoch(run: Run, method: type[Method]) -> float:
+    rows = [row for row in run.metrics.of(method.name) if row.epoch >= FIRST]
+    trained = [run.train_history[row.epoch][2] if method.trains else 0 for row in rows]
+    return float(np.median([row.seconds for row in rows]) - np.median(trained)) if rows else 0.0
+
+
+def _after_run(run: Run, methods: list[type[Method]]) -> dict[str, float]:
+    """Seconds an epoch of the methods that are shown the finished run."""
+    for method in (make(run) for make in methods):
+        method.prepare()
+        for epoch in range(run.settings.epochs):
+            run.follow([method], epoch, run.at(epoch))
+    return {method.name: _after_epoch(run, method) for method in methods}
+
+
+def _work(run: Run) -> float:
+    """Floating-point operations of training, an image."""
+    model, transform = run.model.train(), run.entry.transform
+    few = run.dataset.train.images[:4]
+    model.zero_grad()
+    with FlopCounterMode(display=False) as counter:
+        model(transform.test(few)).sum().backward()
+    model.zero_grad()
+    return counter.get_total_flops() / len(few)
