@@ -13,12 +13,8 @@ RESULTS_DIR/MODEL; a run that was interrupted goes on when the same command is g
 """
 
 import argparse
-import contextlib
-import io
 import shlex
-import signal
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,22 +24,17 @@ from utils import flags
 from utils.arguments import Parser
 from utils.arithmetic import choose_precision
 from utils.base_utils import get_model
+from utils.command import run_command
 from utils.data import load_dataset
 from utils.errors import UserError
 from utils.files import write_json
 from utils.methods import METHODS, Method
 from utils.metrics import Row
 from utils.plots import plot_test_accuracy
-from utils.ranks import OtherRankFailedError, is_another, join
+from utils.ranks import join
 from utils.report import over_seeds, summarise, table
 from utils.run import PLOT, SUMMARY, Run
 from utils.settings import Settings
-
-INTERRUPTED = "interrupted; what was finished is kept, and the same command goes on with it"
-
-
-class Terminated(BaseException):
-    """The process was asked to end by SIGTERM."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,24 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     args.command = shlex.join(["python", parser.prog, *(sys.argv[1:] if argv is None else argv)])
-    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
-    signal.signal(signal.SIGTERM, _terminate)
-    speaks = io.StringIO() if is_another() else sys.stdout  # one process for all
-    try:
-        with contextlib.redirect_stdout(speaks):
-            compare(args)
-    except UserError as error:
-        return _stop(parser.prog, f"error: {error}", 2)
-    except OSError as error:
-        hint = f"is there room in --results_dir {args.results_dir}, and may it be written to?"
-        return _stop(parser.prog, f"error: {error}; {hint}", 2)
-    except OtherRankFailedError:
-        return 2
-    except Terminated:
-        return _stop(parser.prog, INTERRUPTED, 143)
-    except KeyboardInterrupt:
-        return _stop(parser.prog, INTERRUPTED, 130)
-    return 0
+    return run_command(parser.prog, args.results_dir, lambda: compare(args))
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -254,16 +228,6 @@ def print_epoch(run: Run, epoch: int, rows: list[Row], just_trained: bool = Fals
         tested = (f"{labels[row.method]} {100 * row.test_acc:.2f} %" for row in rows)
         words.append("test: " + ", ".join(tested))
     print(" | ".join(words), flush=True)
-
-
-def _terminate(*_) -> None:
-    raise Terminated
-
-
-def _stop(program: str, message: str, code: int) -> int:
-    if not is_another():  # all processes stop for the same reason
-        print(f"{program}: {message}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

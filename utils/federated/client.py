@@ -1,0 +1,118 @@
+"""The Flower client app: takes in a package, trains on its images, answers with live weights."""
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from utils.arithmetic import Arithmetic
+from utils.base_utils import train_epoch
+from utils.data import Dataset, load_dataset
+from utils.devices import choose_device
+from utils.federated.exchange import OutOfStepError, Package
+from utils.federated.flower import ClientApp, Context, Message, MetricRecord
+from utils.federated.messages import content_of, order_of, package_of, recall, remember
+from utils.federated.partition import partition
+from utils.federated.settings import FederatedSettings
+from utils.flat import layer_sizes, named_layers, read_vector, write_vector
+from utils.seeding import epoch_generator
+
+app = ClientApp()
+
+
+@app.query()
+def who(message: Message, context: Context) -> Message:
+    """Which part of the images this client has."""
+    return Message(content_of(Package(), part=_part(context)), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """A round on this client."""
+    order = order_of(message.content)
+    settings, method = FederatedSettings.parse(order["settings"]), order["method"]
+    device = choose_device(str(context.node_config.get("device", order["device"])))
+    dataset, parts = images_of(
+        settings, str(context.node_config.get("data-dir", order["data_dir"])), str(device)
+    )
+    model = settings.build(len(dataset.classes)).to(device, memory_format=torch.channels_last)
+    client = settings.client(method, sum(layer_sizes(model)))
+    memory = recall(context.state, method)
+    if memory is not None:
+        client.load_state_dict(memory)
+    try:
+        client.receive(package_of(message.content))
+    except OutOfStepError:
+        return Message(content_of(Package(), behind=1), reply_to=message)
+
+    part = _part(context)
+    split = dataset.train.take(torch.from_numpy(parts[part]).to(device))
+    write_vector(torch.from_numpy(client.theta), model)
+    optimizer = settings.entry.make_optimizer(
+        model, settings.lr, settings.optimizer, settings.momentum
+    )
+    held = client.held()
+    steps = [RollBack(model, held)] if held is not None and held.any() else []
+    for epoch in range(settings.local_epochs):
+        draw = (client.version * settings.clients + part) * settings.local_epochs + epoch
+        loss, accuracy = train_epoch(
+            model,
+            split,
+            settings.entry.transform,
+            optimizer,
+            None,
+            settings.batch_size,
+            epoch_generator(settings.seed, draw, device),
+            dataset.mirror,
+            after_step=steps,
+            arithmetic=Arithmetic(settings.precision),
+        )
+        theta = client.settle(read_vector(model).cpu().numpy())
+        write_vector(torch.from_numpy(theta), model)
+
+    remember(context.state, method, client.state_dict())
+    content = content_of(client.up(theta), part=part)
+    metrics = {"num-examples": len(split), "train_loss": loss, "train_acc": accuracy}
+    content["metrics"] = MetricRecord(metrics)
+    return Message(content, reply_to=message)
+
+
+class RollBack:
+    """Sets some weights back to where they are now, after each step."""
+
+    def __init__(self, model: nn.Module, held: np.ndarray) -> None:
+        """held: bool [N], which ones."""
+        self._layers: list[tuple[Tensor, Tensor, Tensor]] = []
+        start, mask = 0, torch.from_numpy(held)
+        for _, layer in named_layers(model):
+            stop = start + layer.numel()
+            here = mask[start:stop].view(layer.shape).to(layer.device)
+            if here.any():
+                self._layers.append((layer, here, layer.detach().clone()))
+            start = stop
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> None:
+        for layer, held, value in self._layers:
+            layer.copy_(torch.where(held, value, layer))
+
+
+@cache
+def images_of(
+    settings: FederatedSettings, data_dir: str, device: str
+) -> tuple[Dataset, list[np.ndarray]]:
+    """The images, on the device, and each client's part of those to be trained on."""
+    transform = settings.entry.transform
+    dataset = load_dataset(settings.dataset, data_dir, transform.size, transform.resizes)
+    if settings.limit is not None:
+        dataset = dataset.limited(settings.limit)
+    parts = partition(
+        dataset.train.labels.numpy(), settings.clients, settings.partition, settings.alpha,
+        settings.seed,
+    )  # fmt: skip
+    return dataset.to(torch.device(device)), parts
+
+
+def _part(context: Context) -> int:
+    return int(context.node_config["partition-id"])

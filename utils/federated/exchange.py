@@ -1,0 +1,167 @@
+"""What a server and its clients tell each other of θ, by method: vectors in, packages out.
+
+The server holds the synchronised weights θ and their version, the number of aggregations behind
+them. In a round it makes each client a package that brings it to θ, bit for bit; the client trains,
+and answers with its live weights, whose weighted mean is the server's next θ. Server and client
+know the same of which weights are live, without being told.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Vector = np.ndarray  # float32 [N] unless said otherwise
+
+
+class OutOfStepError(Exception):
+    """A package is not for what the client knows: it needs one that brings everything."""
+
+
+@dataclass
+class Package:
+    """What is sent: arrays and numbers by name.
+
+    payload: bytes of the arrays; 4 for each weight, besides what a method has to tell.
+    """
+
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def payload(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
+
+
+class ServerSide(ABC):
+    """A method's server.
+
+    theta: float32 [N], the synchronised weights. version: how many aggregations made them.
+    live: bool [N], the weights that clients send in this round.
+    """
+
+    def __init__(self, theta: Vector) -> None:
+        self.theta = np.array(theta, dtype=np.float32)
+        self.version = 0
+        self.live = np.ones(len(theta), dtype=bool)
+
+    @property
+    def live_share(self) -> float:
+        return float(self.live.mean())
+
+    def down(self, have: int | None) -> Package:
+        """The package for a client.
+
+        have: the version that it knows, None for nothing or nothing certain.
+        """
+        in_step = have is not None and have == self.version - 1
+        package = self._news() if in_step else self._everything()
+        package.numbers |= {"version": self.version, "since": have if in_step else -1}
+        return package
+
+    def check(self, package: Package) -> None:
+        """Raise ValueError unless a client's answer can be taken in."""
+        if package.numbers.get("version") != self.version:
+            raise ValueError(f"an answer to version {package.numbers.get('version')}, not to "
+                             f"{self.version}")  # fmt: skip
+        values, expected = package.arrays.get("values"), (int(self.live.sum()),)
+        if values is None or values.shape != expected or values.dtype != np.float32:
+            found = None if values is None else f"{values.dtype} {list(values.shape)}"
+            raise ValueError(f"weights float32 {list(expected)} were expected, not {found}")
+        if not np.isfinite(values).all():
+            raise ValueError("weights that are not finite")
+
+    def aggregate(self, packages: Sequence[Package], counts: Sequence[int]) -> None:
+        """Make the next version: the mean of what clients sent, weighted by their counts."""
+        self.theta[self.live] = weighted_mean([p.arrays["values"] for p in packages], counts)
+        self.version += 1
+        self._aggregated()
+
+    @abstractmethod
+    def _news(self) -> Package:
+        """What a client of the version before lacks."""
+
+    @abstractmethod
+    def _everything(self) -> Package:
+        """What a client needs that knows nothing."""
+
+    def _aggregated(self) -> None:  # noqa: B027 (optional to override)
+        """θ has its next version; decide what is live from now on."""
+
+    def state_dict(self) -> dict:
+        """All that `load_state_dict` needs to go on: arrays and numbers."""
+        return {"theta": self.theta, "version": self.version, "live": self.live}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.theta, self.version, self.live = state["theta"], state["version"], state["live"]
+
+
+class ClientSide(ABC):
+    """A method's client: what it knows of the synchronised weights.
+
+    theta: float32 [N], equal to the server's when the version was. version: None for nothing.
+    live: bool [N], the weights that it sends.
+    """
+
+    def __init__(self, n_weights: int) -> None:
+        self.theta = np.zeros(n_weights, dtype=np.float32)
+        self.version: int | None = None
+        self.live = np.ones(n_weights, dtype=bool)
+
+    def receive(self, package: Package) -> None:
+        """Take in a package, after which θ is the server's.
+
+        Raises OutOfStepError, having changed nothing, if it is for a client that knows more.
+        """
+        version, since = package.numbers["version"], package.numbers["since"]
+        if since >= 0 and since != self.version:
+            raise OutOfStepError(f"news since version {since}, this client has {self.version}")
+        if since >= 0:
+            self._take_news(package)
+        else:
+            self._take_everything(package)
+        self.version = version
+
+    def held(self) -> np.ndarray | None:
+        """bool [N], the weights to be rolled back to θ after every local step, if any are."""
+        return None
+
+    def settle(self, theta: Vector) -> Vector:
+        """The client's model after a local epoch, given what training made of it."""
+        return theta
+
+    def up(self, theta: Vector) -> Package:
+        """The answer, given the trained weights."""
+        values = np.ascontiguousarray(theta[self.live], dtype=np.float32)
+        return Package({"values": values}, {"version": self.version})
+
+    @abstractmethod
+    def _take_news(self, package: Package) -> None: ...
+
+    @abstractmethod
+    def _take_everything(self, package: Package) -> None: ...
+
+    def state_dict(self) -> dict:
+        """All that `load_state_dict` needs to go on: arrays and numbers."""
+        version = -1 if self.version is None else self.version
+        return {"theta": self.theta, "version": version, "live": self.live}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.theta, self.live = state["theta"], state["live"]
+        self.version = None if state["version"] < 0 else state["version"]
+
+
+def weighted_mean(vectors: Sequence[np.ndarray], counts: Sequence[int]) -> np.ndarray:
+    """Σ cᵢ vᵢ / Σ cᵢ, summed in float64 in the order given: float32 [n].
+
+    "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017.
+
+    Raises ValueError if there is none or the counts do not add up to something positive.
+    """
+    if not vectors or len(vectors) != len(counts) or sum(counts) <= 0:
+        raise ValueError(f"{len(vectors)} vectors with counts {list(counts)} have no mean")
+    total = np.zeros(vectors[0].shape, dtype=np.float64)
+    for vector, count in zip(vectors, counts, strict=True):
+        total += count * vector.astype(np.float64)
+    return (total / sum(counts)).astype(np.float32)

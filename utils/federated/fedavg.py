@@ -1,0 +1,26 @@
+"""FedAvg: everything goes down and up in every round.
+
+"Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017.
+"""
+
+from utils.federated.exchange import ClientSide, Package, ServerSide
+
+
+class FedAvgServer(ServerSide):
+    """The server of FedAvg."""
+
+    def _news(self) -> Package:
+        return self._everything()
+
+    def _everything(self) -> Package:
+        return Package({"values": self.theta.copy()})
+
+
+class FedAvgClient(ClientSide):
+    """The client of FedAvg."""
+
+    def _take_news(self, package: Package) -> None:
+        self._take_everything(package)
+
+    def _take_everything(self, package: Package) -> None:
+        self.theta = package.arrays["values"].copy()

@@ -1,0 +1,88 @@
+"""All of Flower that is used here, what is private to it in this file alone.
+
+Telemetry, update checks and Ray's usage reports are off unless the environment says otherwise;
+`flwr run` does not install an environment of its own at every start.
+"""
+
+import logging
+import os
+
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+for _name, _value in QUIET.items():  # before Flower is imported, which reads them
+    os.environ.setdefault(_name, _value)
+
+from flwr.app import (  # noqa: E402
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp  # noqa: E402
+from flwr.common.serde import message_to_proto  # noqa: E402 (private)
+from flwr.serverapp import Grid, ServerApp  # noqa: E402
+from flwr.serverapp.strategy import Strategy  # noqa: E402
+from flwr.supercore.task_identity import TaskIdentity  # noqa: E402 (private)
+
+__all__ = [
+    "Array",
+    "ArrayRecord",
+    "ClientApp",
+    "ConfigRecord",
+    "Context",
+    "Error",
+    "Grid",
+    "Message",
+    "MessageType",
+    "MetricRecord",
+    "RecordDict",
+    "ServerApp",
+    "Strategy",
+    "become_server",
+    "number",
+    "silence",
+    "simulate",
+    "wire_bytes",
+]
+
+
+def wire_bytes(message: Message) -> int:
+    """Bytes of the message as Flower serialises it."""
+    return message_to_proto(message).ByteSize()
+
+
+def become_server(run_id: int, node_id: int) -> None:
+    """Have this process write messages as the server of a run (private)."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, node_id
+
+
+def number(message: Message, identity: str) -> Message:
+    """Give a message its identity, as Flower's own transports do on sending (private)."""
+    message.metadata.__dict__["_message_id"] = identity
+    return message
+
+
+def silence() -> None:
+    """Have Flower speak only of what went wrong."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+
+
+def simulate(server: ServerApp, client: ClientApp, nodes: int) -> None:
+    """Run the apps on Ray, each client on a core (deprecated there, without a successor in
+    Python)."""
+    from flwr.simulation import run_simulation
+
+    resources = {"num_cpus": 1, "num_gpus": 0.0}
+    run_simulation(
+        server, client, nodes, backend_config={"client_resources": resources},
+        verbose_logging=False,
+    )  # fmt: skip

@@ -1,0 +1,45 @@
+"""Which client has which images."""
+
+import numpy as np
+
+from utils.errors import UserError
+
+PARTITIONS = IID, DIRICHLET = ("iid", "dirichlet")
+LEAST = 10  # images of a client
+TRIES = 1000
+
+
+def partition(
+    labels: np.ndarray, clients: int, kind: str, alpha: float, seed: int
+) -> list[np.ndarray]:
+    """The images of each client, int64, in all every image once.
+
+    labels: int64 [n]. kind: of PARTITIONS. iid: shuffled and dealt out evenly. dirichlet: the
+    shares of each class are drawn from Dir(α), as in "Measuring the Effects of Non-Identical Data
+    Distribution for Federated Visual Classification", 2019; drawn anew until every client has
+    LEAST images.
+
+    Raises UserError if there are too few images.
+    """
+    if len(labels) < clients * LEAST:
+        raise UserError(
+            f"--clients {clients}: {len(labels):,} images are too few for {LEAST} each; choose "
+            f"at most {len(labels) // LEAST}"
+        )
+    draw = np.random.default_rng([seed, clients])
+    if kind == IID:
+        return [np.sort(part) for part in np.array_split(draw.permutation(len(labels)), clients)]
+    for _ in range(TRIES):
+        parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
+        for label in np.unique(labels):
+            members = draw.permutation(np.flatnonzero(labels == label))
+            ends = draw.dirichlet(np.full(clients, alpha)).cumsum()[:-1] * len(members)
+            for part, chosen in zip(parts, np.split(members, ends.astype(int)), strict=True):
+                part.append(chosen)
+        images = [np.sort(np.concatenate(part)) for part in parts]
+        if min(map(len, images)) >= LEAST:
+            return images
+    raise UserError(
+        f"--alpha {alpha:g}: in {TRIES} draws some of {clients} clients had fewer than {LEAST} "
+        "images; choose a larger one, or fewer --clients"
+    )

@@ -1,0 +1,150 @@
+"""A method's rounds on the server: started or gone on with, tested, and kept after each."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.arithmetic import Arithmetic
+from utils.base_utils import evaluate
+from utils.errors import UserError
+from utils.federated.client import images_of
+from utils.federated.flower import ArrayRecord, Grid
+from utils.federated.settings import LABELS, FederatedSettings
+from utils.federated.strategy import ExchangeStrategy
+from utils.files import load_tensors, save_tensors
+from utils.flat import read_vector, write_vector
+from utils.seeding import INITIAL_WEIGHTS, stream_seed
+
+CHECKPOINT = "checkpoint.pt"
+TEST_BATCH_SIZE = 500  # where it is no part of the result
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round. Losses are means over images, accuracies fractions.
+
+    live: share of the weights that clients send in the next round. down, up: messages sent in it,
+    their payload and their serialised size in bytes. train_loss: None if no client answered.
+    """
+
+    round: int
+    test_loss: float
+    test_acc: float
+    train_loss: float | None
+    live: float
+    down_messages: int
+    down_payload: int
+    down_wire: int
+    up_messages: int
+    up_payload: int
+    up_wire: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a method works: its folder, the device, where the images lie, and how long clients may
+    take, in seconds."""
+
+    folder: Path
+    device: torch.device
+    data_dir: str
+    timeout: float
+
+
+def run_rounds(
+    grid: Grid,
+    settings: FederatedSettings,
+    method: str,
+    place: Place,
+    say: Callable[[str], None],
+) -> list[Round]:
+    """What is left of a method's rounds; returns all of them.
+
+    Raises UserError if what lies in the folder is damaged.
+    """
+    dataset, _ = images_of(settings, place.data_dir, str(place.device))
+    torch.manual_seed(stream_seed(settings.seed, INITIAL_WEIGHTS))
+    model = settings.build(len(dataset.classes))
+    server = settings.server(method, read_vector(model).numpy(), model)
+    model = model.to(place.device, memory_format=torch.channels_last)
+    order = {
+        "settings": settings.text(),
+        "method": method,
+        "data_dir": place.data_dir,
+        "device": str(place.device),
+    }
+    strategy = ExchangeStrategy(server, order, settings.clients, settings.fraction, settings.seed)
+    history: list[Round] = []
+    path = place.folder / CHECKPOINT
+    if path.exists():
+        try:
+            state = load_tensors(path)
+            server.load_state_dict(_unpacked(state["server"]))
+            history = [Round(**row) for row in state["history"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}): --overwrite starts afresh") from error
+        strategy.round = len(history)
+    if len(history) == settings.rounds:
+        return history
+    start = time.perf_counter()
+
+    def after_round(number: int, _: ArrayRecord) -> None:
+        nonlocal start
+        if number == 0:  # before the first one
+            return
+        write_vector(torch.from_numpy(server.theta), model)
+        loss, accuracy = evaluate(
+            model, dataset.test, settings.entry.transform,
+            settings.entry.test_batch_size or TEST_BATCH_SIZE, Arithmetic(settings.precision),
+        )  # fmt: skip
+        down, up, now = strategy.down, strategy.up, time.perf_counter()
+        history.append(
+            Round(
+                len(history) + 1, loss, accuracy, strategy.train_loss, server.live_share,
+                down.messages, down.payload, down.wire, up.messages, up.payload, up.wire,
+                round(now - start, 3),
+            )
+        )  # fmt: skip
+        start = now
+        rows = [asdict(row) for row in history]
+        save_tensors({"server": _packed(server.state_dict()), "history": rows}, path)
+        say(_line(method, history[-1], settings.rounds))
+
+    strategy.start(
+        grid,
+        ArrayRecord(),
+        num_rounds=settings.rounds - len(history),
+        timeout=place.timeout,
+        evaluate_fn=after_round,
+    )
+    return history
+
+
+def _line(method: str, row: Round, rounds: int) -> str:
+    megabytes = (row.down_payload + row.up_payload) / 1e6
+    loss = "nobody answered" if row.train_loss is None else f"train loss {row.train_loss:.4f}"
+    return (
+        f"{LABELS[method]}, round {row.round:>{len(str(rounds))}} of {rounds} | {loss}, test "
+        f"{100 * row.test_acc:.2f} % | {megabytes:.2f} MB, {100 * row.live:.0f} % live next, "
+        f"{row.seconds:.1f} s"
+    )
+
+
+def _packed(state: dict) -> dict:
+    """Arrays as tensors, which are stored without pickled code."""
+    return {
+        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for name, value in state.items()
+    }
+
+
+def _unpacked(state: dict) -> dict:
+    return {
+        name: value.numpy() if isinstance(value, Tensor) else value for name, value in state.items()
+    }

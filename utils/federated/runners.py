@@ -1,0 +1,117 @@
+"""Where the apps run: in this process, or on Ray. A deployment runs them by itself (README)."""
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as OutOfTime
+
+from utils.federated.flower import (
+    ClientApp,
+    Context,
+    Error,
+    Grid,
+    Message,
+    RecordDict,
+    ServerApp,
+    become_server,
+    number,
+    silence,
+    simulate,
+)
+
+RUN_ID, SERVER = 1, 0
+FAILED, LATE = 1, 2  # codes of errors
+
+
+class InProcessGrid(Grid):
+    """Clients that are called one after the other, each with a context that it keeps.
+
+    A client that raises, or takes longer than the timeout, answers with an error, and its memory
+    stays as it was.
+    """
+
+    def __init__(self, client: ClientApp, nodes: int) -> None:
+        self._client = client
+        self.contexts = {
+            node: Context(
+                RUN_ID, node, {"partition-id": node - 1, "num-partitions": nodes}, RecordDict(), {}
+            )
+            for node in range(1, nodes + 1)
+        }
+        self._replies: dict[str, Message] = {}
+        self._numbers = itertools.count(1)
+        become_server(RUN_ID, SERVER)
+
+    def set_run(self, run) -> None:
+        """There is one."""
+
+    @property
+    def run(self) -> None:
+        return None
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        replies = {
+            reply.metadata.reply_to_message_id: reply for reply in self.send_and_receive(messages)
+        }
+        self._replies |= replies
+        return list(replies)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self._replies.pop(name) for name in message_ids if name in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        return [self._call(message, timeout) for message in messages]
+
+    def _call(self, message: Message, timeout: float | None) -> Message:
+        node = message.metadata.dst_node_id
+        number(message, str(next(self._numbers)))
+        context = self.contexts[node]
+        own = Context(  # what a client that fails has changed is thrown away
+            RUN_ID, node, context.node_config, copy.copy(context.state), context.run_config
+        )
+        pool = ThreadPoolExecutor(1)
+        try:
+            reply = pool.submit(self._client, message, own).result(timeout)
+        except OutOfTime:
+            reply = Message(Error(LATE, f"no answer in {timeout:g} s"), reply_to=message)
+        except Exception as error:  # whatever a client may raise
+            reply = Message(Error(FAILED, f"{type(error).__name__}: {error}"), reply_to=message)
+        else:
+            self.contexts[node] = own
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        return reply
+
+
+def in_process(server: ServerApp, client: ClientApp, nodes: int) -> None:
+    """Run the apps here, without Ray."""
+    silence()
+    server(InProcessGrid(client, nodes), Context(RUN_ID, SERVER, {}, RecordDict(), {}))
+
+
+def on_ray(server: ServerApp, client: ClientApp, nodes: int) -> None:
+    """Run the apps by Flower's simulation, on Ray."""
+    silence()
+    simulate(server, client, nodes)
+
+
+RUNNERS: dict[str, Callable[[ServerApp, ClientApp, int], None]] = {
+    "inproc": in_process,
+    "ray": on_ray,
+}

@@ -1,0 +1,91 @@
+"""What a federated result depends on."""
+
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from torch import nn
+
+from utils.base_utils import ModelEntry, get_model
+from utils.federated.embedding import CMDClient, CMDServer, EmbeddingSettings
+from utils.federated.exchange import ClientSide, ServerSide
+from utils.federated.fedavg import FedAvgClient, FedAvgServer
+from utils.federated.freezing import FreezingClient, FreezingServer, FreezingSettings
+
+FEDAVG, CMD, APF, A_APF = METHODS = ("fedavg", "cmd", "apf", "a-apf")
+LABELS = {FEDAVG: "FedAvg", CMD: "CMD", APF: "APF", A_APF: "A-APF"}
+COLORS = {FEDAVG: "#666666", CMD: "#0072B2", APF: "#D55E00", A_APF: "#E69F00"}
+
+
+@dataclass(frozen=True)
+class FederatedSettings:
+    """Everything that the numbers of a method depend on; flags of federated_cmd.py.
+
+    data: the images' fingerprint. limit: images of each split, None for all.
+    """
+
+    model: str
+    dataset: str
+    data: str
+    limit: int | None
+    seed: int
+    clients: int
+    rounds: int
+    local_epochs: int
+    fraction: float
+    partition: str
+    alpha: float
+    optimizer: str
+    lr: float
+    momentum: float | None
+    batch_size: int
+    precision: str
+    modes: int
+    samples: int
+    warmup_cmd: int
+    embed_window: int
+    embed_perc: float
+    apf_alpha: float
+    apf_threshold: float
+    apf_every: int
+
+    @property
+    def entry(self) -> ModelEntry:
+        return get_model(self.model)
+
+    def build(self, n_classes: int) -> nn.Module:
+        """A model without pretrained weights."""
+        options = {"weights": "none"} if self.entry.pretrained else {}
+        return self.entry.build(num_classes=n_classes, **options)
+
+    def text(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def parse(cls, text: str) -> "FederatedSettings":
+        return cls(**json.loads(text))
+
+    def _freezing(self, method: str) -> FreezingSettings:
+        return FreezingSettings(
+            self.apf_alpha, self.apf_threshold, self.apf_every, method == A_APF, self.seed
+        )
+
+    def server(self, method: str, theta: np.ndarray, module: nn.Module) -> ServerSide:
+        """A method's server. module: of the layers whose weights θ holds."""
+        if method == CMD:
+            embedding = EmbeddingSettings(
+                self.modes, self.samples, self.warmup_cmd, self.embed_window, self.embed_perc,
+                self.seed,
+            )  # fmt: skip
+            return CMDServer(theta, module, embedding)
+        if method == FEDAVG:
+            return FedAvgServer(theta)
+        return FreezingServer(theta, self._freezing(method))
+
+    def client(self, method: str, n_weights: int) -> ClientSide:
+        """A method's client."""
+        if method == CMD:
+            return CMDClient(n_weights)
+        if method == FEDAVG:
+            return FedAvgClient(n_weights)
+        return FreezingClient(n_weights, self._freezing(method))

@@ -1,0 +1,154 @@
+"""A method's server side as a Flower strategy: who takes part, what is sent, what it weighed."""
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.federated.exchange import Package, ServerSide
+from utils.federated.flower import (
+    ArrayRecord,
+    ConfigRecord,
+    Grid,
+    Message,
+    MessageType,
+    MetricRecord,
+    Strategy,
+    wire_bytes,
+)
+from utils.federated.messages import content_of, order_of, package_of
+
+
+@dataclass
+class Traffic:
+    """What a round sent in one direction: messages, bytes of payload, bytes as serialised."""
+
+    messages: int = 0
+    payload: int = 0
+    wire: int = 0
+
+    def count(self, package: Package, message: Message) -> None:
+        self.messages += 1
+        self.payload += package.payload
+        self.wire += wire_bytes(message)
+
+
+class ExchangeStrategy(Strategy):
+    """Rounds of a method.
+
+    have: the version that each client, by its part of the images, is known to know.
+    round: how many rounds are over; the server's version lags where nobody answered.
+    down, up: the traffic of the last round. train_loss: the clients' in it.
+    """
+
+    def __init__(
+        self,
+        server: ServerSide,
+        order: dict[str, str | int],
+        clients: int,
+        fraction: float,
+        seed: int,
+        say: Callable[[str], None] = lambda words: print(words, file=sys.stderr, flush=True),
+    ) -> None:
+        """order: what clients are told besides packages. fraction: of clients in each round. say:
+        is told of clients that are left out."""
+        self.server, self.order, self.say = server, order, say
+        self.clients, self.fraction, self.seed = clients, fraction, seed
+        self.have: dict[int, int] = {}
+        self.round = 0
+        self.down, self.up = Traffic(), Traffic()
+        self.train_loss: float | None = None
+        self._nodes: dict[int, int] = {}  # of each part
+
+    def summary(self) -> None:
+        """Nothing to log."""
+
+    def meet(self, grid: Grid, timeout: float) -> None:
+        """Learn which node has which part of the images, of those that are not known yet."""
+        unknown = sorted(set(grid.get_node_ids()) - set(self._nodes.values()))
+        asked = [Message(content_of(Package()), node, MessageType.QUERY) for node in unknown]
+        for reply in grid.send_and_receive(asked, timeout=timeout) if asked else ():
+            if reply.has_content():
+                self._nodes[int(order_of(reply.content)["part"])] = reply.metadata.src_node_id
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """A package for each client that takes part."""
+        self.meet(grid, timeout=60)
+        draw = np.random.default_rng([self.seed, self.round])
+        count = max(1, round(self.fraction * self.clients))
+        parts = np.sort(draw.permutation(self.clients)[:count]).tolist()
+        self.down, self._asked, messages = Traffic(), {}, []
+        for part in parts:
+            if part not in self._nodes:
+                self._leave_out(part, "it is not connected")
+                continue
+            package = self.server.down(self.have.get(part))
+            message = Message(
+                content_of(package, **self.order), self._nodes[part], MessageType.TRAIN
+            )
+            self.down.count(package, message)
+            self._asked[self._nodes[part]] = part
+            messages.append(message)
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The mean of the answers that make sense, in the order of the clients' parts."""
+        self.up, taken = Traffic(), {}
+        silent = dict(self._asked)
+        for reply in replies:
+            part = silent.pop(reply.metadata.src_node_id, None)
+            if part is None:
+                continue
+            try:
+                taken[part] = self._answer(reply)
+            except ValueError as error:
+                self._leave_out(part, str(error))
+        for part in silent.values():
+            self._leave_out(part, "it did not answer in time")
+        for part in taken:
+            self.have[part] = self.server.version
+        self.round += 1
+        self.train_loss = None
+        if taken:
+            answers = [taken[part] for part in sorted(taken)]
+            packages, counts, losses = zip(*answers, strict=True)
+            self.server.aggregate(packages, counts)
+            self.train_loss = float(np.average(losses, weights=counts))
+        return None, None
+
+    def _answer(self, reply: Message) -> tuple[Package, int, float]:
+        """What a client answered.
+
+        Raises ValueError if it cannot be used.
+        """
+        if reply.has_error():
+            reason = " ".join(str(reply.error.reason).split())
+            raise ValueError(f"it failed ({reason[-200:]})")
+        package = package_of(reply.content)
+        self.up.count(package, reply)
+        if "behind" in order_of(reply.content):
+            raise ValueError("it was out of step, and is sent everything next time")
+        self.server.check(package)
+        metrics = reply.content["metrics"]
+        count, loss = int(metrics["num-examples"]), float(metrics["train_loss"])
+        if count <= 0:
+            raise ValueError(f"it trained on {count} images")
+        return package, count, loss
+
+    def _leave_out(self, part: int, reason: str) -> None:
+        self.have.pop(part, None)  # what it knows is not certain any more
+        self.say(f"note: round {self.round + 1} goes on without client {part}: {reason}")
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The server has the test images."""
+        return ()
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
+        """Nothing was asked."""
