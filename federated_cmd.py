@@ -31,7 +31,7 @@ from utils.errors import UserError
 try:
     from utils.federated.client import app as client_app
     from utils.federated.client import images_of
-    from utils.federated.flower import Context, Grid, ServerApp
+    from utils.federated.flower import Context, Grid, ServerApp, silence
     from utils.federated.partition import PARTITIONS
     from utils.federated.report import plot, summarise, table, write_rounds
     from utils.federated.rounds import Place, Round, run_rounds
@@ -83,8 +83,10 @@ server_app = ServerApp()
 @server_app.main()
 def serve(grid: Grid, context: Context) -> None:
     """The server of a deployment, by `flwr run`, its flags in the run's configuration."""
-    args = build_parser().parse_args(shlex.split(str(context.run_config["arguments"])))
-    args.command = shlex.join(["python", "federated_cmd.py", str(context.run_config["arguments"])])
+    silence()
+    words = str(context.run_config["arguments"])
+    args = build_parser().parse_args(shlex.split(words))
+    args.command = f"flwr run . --run-config {shlex.quote(f'arguments={json.dumps(words)}')}"
     settings, place = prepare(args)
     compare(args, settings, place, grid)
 

@@ -12,6 +12,7 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray's own 15 starves its workers wherever else anything runs
 }
 for _name, _value in QUIET.items():  # before Flower is imported, which reads them
     os.environ.setdefault(_name, _value)

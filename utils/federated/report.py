@@ -44,7 +44,7 @@ def summarise(
             "best_round": best.round,
             "down": down,
             "up": up,
-            "share": (down + up) / (4 * n_weights * messages),
+            "share": (down + up) / max(1, 4 * n_weights * messages),
             "wire": wire,
             "seconds": round(sum(row.seconds for row in rows), 3),
         }

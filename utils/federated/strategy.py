@@ -1,6 +1,7 @@
 """A method's server side as a Flower strategy: who takes part, what is sent, what it weighed."""
 
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from utils.federated.flower import (
     wire_bytes,
 )
 from utils.federated.messages import content_of, order_of, package_of
+
+MEETING = 300.0  # seconds for clients to connect and to say who they are
 
 
 @dataclass
@@ -65,7 +68,16 @@ class ExchangeStrategy(Strategy):
         """Nothing to log."""
 
     def meet(self, grid: Grid, timeout: float) -> None:
-        """Learn which node has which part of the images, of those that are not known yet."""
+        """Learn which node has which part of the images, of those that are not known yet.
+
+        timeout: seconds to wait, the first time, for all clients to be connected, and for them to
+        answer.
+        """
+        end = time.monotonic() + timeout
+        while not self._nodes and len(list(grid.get_node_ids())) < self.clients:
+            if time.monotonic() > end:
+                break
+            time.sleep(0.5)
         unknown = sorted(set(grid.get_node_ids()) - set(self._nodes.values()))
         asked = [Message(content_of(Package()), node, MessageType.QUERY) for node in unknown]
         for reply in grid.send_and_receive(asked, timeout=timeout) if asked else ():
@@ -76,7 +88,7 @@ class ExchangeStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """A package for each client that takes part."""
-        self.meet(grid, timeout=60)
+        self.meet(grid, MEETING)
         draw = np.random.default_rng([self.seed, self.round])
         count = max(1, round(self.fraction * self.clients))
         parts = np.sort(draw.permutation(self.clients)[:count]).tolist()

@@ -1,0 +1,381 @@
+"""federated_cmd.py: the Flower apps, what they do about faults, and the command line."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import ROOT
+
+pytest.importorskip("flwr")
+
+import federated_cmd
+from utils.federated.client import RollBack, app, images_of
+from utils.federated.flower import Message
+from utils.federated.messages import content_of, package_of, recall
+from utils.federated.rounds import Place, run_rounds
+from utils.federated.runners import InProcessGrid
+from utils.federated.settings import METHODS
+from utils.flat import read_vector
+
+SMALL = ["--model", "lenet", "--dataset", "digits", "--limit", "200", "--clients", "3"]
+SMALL += ["--warmup_cmd", "1", "--embed_window", "1", "--apf_every", "1"]
+ENVIRONMENT = os.environ | {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
+
+
+def settings_of(rounds, *flags):
+    argv = [*SMALL, "--rounds", str(rounds), *flags]
+    args = federated_cmd.build_parser().parse_args(argv)
+    return federated_cmd.prepare(args)[0]
+
+
+def place_at(folder, timeout=60.0):
+    folder.mkdir(exist_ok=True)
+    return Place(folder, torch.device("cpu"), "data", timeout)
+
+
+def accuracies(history):
+    return [row.test_acc for row in history]
+
+
+class Faulty:
+    """The client app, but client 1 answers some versions otherwise."""
+
+    def __init__(self, faults):
+        self.faults = faults
+
+    def __call__(self, message, context):
+        version = 0
+        if message.metadata.message_type == "train":
+            version = package_of(message.content).numbers["version"]
+        fault = self.faults.get(version) if context.node_config["partition-id"] == 1 else None
+        if message.metadata.message_type != "train" or fault is None:
+            return app(message, context)
+        if fault == "raise":
+            raise RuntimeError("out of memory")
+        if fault == "hang":
+            time.sleep(5)
+        reply = app(message, context)
+        package = package_of(reply.content)
+        if fault == "nan":
+            package.arrays["values"] = np.full_like(package.arrays["values"], np.nan)
+        if fault == "shape":
+            package.arrays["values"] = package.arrays["values"][1:]
+        if fault == "forget":
+            context.state.clear()
+        content = content_of(package, part=1)
+        content["metrics"] = reply.content["metrics"]
+        return Message(content, reply_to=message)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_faults_are_left_out_and_said(method, tmp_path, capsys):
+    faults = {1: "raise", 2: "nan", 3: "shape", 5: "forget", 6: None}
+    grid = InProcessGrid(Faulty(faults), 3)
+    settings = settings_of(9)
+    history = run_rounds(grid, settings, method, place_at(tmp_path / "faulty"), lambda words: None)
+    notes = capsys.readouterr().err
+    for number, words in ((2, "out of memory"), (3, "not finite"), (4, "were expected, not"),
+                          (7, "out of step")):  # fmt: skip
+        assert re.search(rf"round {number} goes on without client 1: .*{words}", notes), notes
+    assert notes.count("note: ") == 4
+    assert [row.up_messages for row in history] == [3, 2, 3, 3, 3, 3, 3, 3, 3]
+    # who came back has what the others have, bit for bit
+    memories = [recall(context.state, method) for context in grid.contexts.values()]
+    for memory in memories:
+        assert memory["version"] == 8 and np.array_equal(memory["theta"], memories[0]["theta"])
+        assert np.array_equal(memory["live"], memories[0]["live"])
+    assert accuracies(history)[-1] > 0.5
+
+
+def test_who_hangs_is_left_out(tmp_path, capsys):
+    settings = settings_of(3)
+    grid = InProcessGrid(Faulty({1: "hang"}), 3)
+    place = place_at(tmp_path / "slow", timeout=4.0)
+    history = run_rounds(grid, settings, "fedavg", place, lambda words: None)
+    assert "round 2 goes on without client 1: it failed (no answer in 4 s)" in (
+        capsys.readouterr().err
+    )
+    assert len(history) == 3 and history[1].down_messages == 3
+
+
+def test_nobody_answers(tmp_path, capsys):
+    def broken(message, context):
+        if message.metadata.message_type == "train":
+            raise OSError("no images here")
+        return app(message, context)
+
+    grid = InProcessGrid(broken, 3)
+    history = run_rounds(grid, settings_of(3), "apf", place_at(tmp_path / "none"), lambda _: None)
+    assert [row.train_loss for row in history] == [None] * 3
+    assert len(set(accuracies(history))) == 1
+    assert capsys.readouterr().err.count("no images here") == 9
+
+
+def test_a_fraction_takes_part(tmp_path):
+    settings = replace(settings_of(4), fraction=0.6)
+    grid = InProcessGrid(app, 3)
+    history = run_rounds(grid, settings, "cmd", place_at(tmp_path / "some"), lambda words: None)
+    assert [row.down_messages for row in history] == [2] * 4
+
+
+def test_fedavg_by_hand(tmp_path):
+    """Two rounds of FedAvg are means of what the clients' own training gives."""
+    from utils.base_utils import train_epoch
+    from utils.flat import write_vector
+    from utils.seeding import INITIAL_WEIGHTS, epoch_generator, stream_seed
+
+    settings = settings_of(3)
+    path = tmp_path / "ours"
+    run_rounds(InProcessGrid(app, 3), settings, "fedavg", place_at(path), lambda words: None)
+    ours = torch.load(path / "checkpoint.pt", weights_only=True)["server"]["theta"]
+
+    dataset, parts = images_of(settings, "data", "cpu")
+    torch.manual_seed(stream_seed(settings.seed, INITIAL_WEIGHTS))
+    theta = read_vector(settings.build(10)).double()
+    for version in range(3):
+        total = torch.zeros_like(theta)
+        for part, images in enumerate(parts):
+            model = settings.build(10).to(memory_format=torch.channels_last)
+            write_vector(theta.float(), model)
+            optimizer = settings.entry.make_optimizer(model, settings.lr)
+            split = dataset.train.take(torch.from_numpy(images))
+            train_epoch(
+                model, split, settings.entry.transform, optimizer, None, 128,
+                epoch_generator(0, version * 3 + part, torch.device("cpu")), dataset.mirror,
+            )  # fmt: skip
+            total += len(images) * read_vector(model).double()
+        theta = (total / sum(map(len, parts))).float().double()
+    assert torch.equal(ours, theta.float())
+
+
+def test_frozen_weights_are_rolled_back_after_every_step():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    model = model.to(memory_format=torch.channels_last)
+    before = read_vector(model)
+    held = torch.rand(len(before)) < 0.5
+    roll_back = RollBack(model, held.numpy())
+    for layer in model.state_dict().values():
+        if layer.is_floating_point():
+            layer.add_(1)
+    roll_back(model)
+    after = read_vector(model)
+    assert torch.equal(after[held], before[held])
+    assert torch.equal(after[~held], before[~held] + 1)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    results = tmp_path_factory.mktemp("federated")
+    argv = [*SMALL, "--rounds", "5", "--results_dir", str(results)]
+    assert federated_cmd.main(argv) == 0
+    return results
+
+
+def rows_of(results, columns=slice(0, 6)):
+    path = results / "federated/lenet_iid/rounds.csv"
+    return [line.split(",")[columns] for line in path.read_text().splitlines()]
+
+
+def test_a_run_leaves_everything(finished):
+    folder = finished / "federated/lenet_iid"
+    for name in ("config.json", "summary.json", "rounds.csv", "federated.png"):
+        assert (folder / name).stat().st_size > 0
+    assert len(rows_of(finished)) == 1 + 4 * 5
+
+
+def test_again_when_finished_trains_nothing(finished, monkeypatch, capsys):
+    before = rows_of(finished)
+    monkeypatch.setattr("utils.federated.client.train_epoch", None)
+    argv = [*SMALL, "--rounds", "5", "--results_dir", str(finished)]
+    assert federated_cmd.main(argv) == 0
+    assert rows_of(finished) == before
+    out = capsys.readouterr().out
+    assert "of FedAvg's" in out and "A-APF" in out and "round" not in out.split("method")[0][99:]
+
+
+def test_killed_and_started_again_gives_the_same_numbers(finished, tmp_path):
+    argv = [sys.executable, ROOT / "federated_cmd.py", *SMALL, "--rounds", "5"]
+    argv += ["--results_dir", str(tmp_path)]
+    for words, sent, code in (("FedAvg, round 3", signal.SIGKILL, -9),
+                              ("CMD, round 4", signal.SIGTERM, 143)):  # fmt: skip
+        process = subprocess.Popen(
+            argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+            cwd=ROOT,
+        )  # fmt: skip
+        for line in process.stdout:
+            if words in line:
+                process.send_signal(sent)
+                break
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == code
+        if code == 143:
+            assert error.strip().startswith("federated_cmd.py: interrupted")
+    done = subprocess.run(argv, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    # the same but for what was sent to clients that had lost their memory
+    assert rows_of(tmp_path, slice(0, 6)) == rows_of(finished, slice(0, 6))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--fraction", "1.5"], "--fraction 1.5: choose a share above 0"),
+        (["--embed_perc", "101"], "--embed_perc 101"),
+        (["--warmup_cmd", "8", "--rounds", "9"], "--warmup_cmd 8 and --embed_window 1"),
+        (["--methods", "cmd", "cmd"], "--methods cmd cmd: give each method once"),
+        (["--clients", "50"], "--clients 50: 200 images are too few"),
+        (["--alpha", "0.0001", "--partition", "dirichlet", "--clients", "11"], "--alpha 0.0001"),
+        (["--momentum", "0.5"], "--momentum 0.5 is SGD's"),
+        (["--modes", "2000"], "--modes 2000, --samples 1000"),
+        (["--methods", "fedprox"], "fedprox"),
+        (["--rounds", "0"], "--rounds"),
+        (["--apf_alpha", "1"], "--apf_alpha"),
+        (["--dataset", "folder", "--data_dir", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_bad_input(flags, words, tmp_path, capsys):
+    argv = [*SMALL, "--rounds", "9", "--results_dir", str(tmp_path), *flags]
+    try:
+        code = federated_cmd.main(argv)
+    except SystemExit as exit_:
+        code = exit_.code
+    error = capsys.readouterr().err
+    assert code == 2 and words in error and "Traceback" not in error
+    assert not any(tmp_path.iterdir())
+
+
+def test_other_settings_are_refused(finished, capsys):
+    argv = [*SMALL, "--rounds", "5", "--results_dir", str(finished), "--apf_threshold", "0.1"]
+    assert federated_cmd.main(argv) == 2
+    assert "--apf_threshold is 0.1 here and 0.05 there" in capsys.readouterr().err
+
+
+def test_damage_is_named(finished, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(finished, tmp_path / "copy")
+    path = tmp_path / "copy/federated/lenet_iid/cmd/checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    argv = [*SMALL, "--rounds", "5", "--results_dir", str(tmp_path / "copy")]
+    assert federated_cmd.main(argv) == 2
+    assert f"{path} is damaged" in capsys.readouterr().err
+
+
+def test_on_ray(tmp_path):
+    flags = [*SMALL, "--rounds", "3", "--methods", "fedavg", "cmd", "apf"]
+    for runner in ("inproc", "ray"):
+        done = subprocess.run(
+            [sys.executable, ROOT / "federated_cmd.py", *flags, "--runner", runner,
+             "--results_dir", str(tmp_path / runner)],
+            capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert rows_of(tmp_path / "ray", slice(0, 9)) != []
+    for columns in (slice(0, 8), slice(9, 11)):  # all but the serialised bytes and the seconds
+        assert rows_of(tmp_path / "ray", columns) == rows_of(tmp_path / "inproc", columns)
+
+
+class Proxy:
+    """A TCP connection's middle man, which counts bytes."""
+
+    def __init__(self, port):
+        self.up = self.down = 0
+        self._to, self._listener = port, socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            near, _ = self._listener.accept()
+            far = socket.create_connection(("127.0.0.1", self._to))
+            for source, target, way in ((near, far, "up"), (far, near, "down")):
+                threading.Thread(target=self._pump, args=(source, target, way), daemon=True).start()
+
+    def _pump(self, source, target, way):
+        try:
+            while data := source.recv(1 << 16):
+                setattr(self, way, getattr(self, way) + len(data))
+                target.sendall(data)
+        except OSError:
+            pass
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_deployment_on_loopback_and_the_bytes_on_its_sockets(tmp_path):
+    """SuperLink, two SuperNodes and `flwr run`, as in the README."""
+    programs, port = Path(sys.executable).parent, free_port()
+    proxy = Proxy(port)
+    (tmp_path / "config.toml").write_text(
+        f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{port}"\n'
+        "insecure = true\n"
+    )
+    environment = ENVIRONMENT | {
+        "FLWR_HOME": str(tmp_path),
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    }
+    running, log = [], (tmp_path / "log").open("w")
+
+    def start(*words):
+        running.append(
+            subprocess.Popen(
+                [str(word) for word in words], env=environment, stdout=log, stderr=log,
+                cwd=tmp_path,
+            )
+        )  # fmt: skip
+
+    flags = "--model lenet --dataset digits --limit 100 --rounds 2 --clients 2 --methods fedavg"
+    try:
+        start(programs / "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", port)
+        for part in range(2):
+            start(
+                programs / "flower-supernode", "--insecure", "--superlink",
+                f"127.0.0.1:{proxy.port}", "--port", free_port(), "--node-config",
+                f"partition-id={part} num-partitions=2",
+            )  # fmt: skip
+        for _ in range(60):  # until the SuperLink listens
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.5)
+        done = subprocess.run(
+            [programs / "flwr", "run", ROOT, "here", "--stream", "--run-config",
+             f'arguments="{flags} --results_dir {tmp_path}"'],
+            capture_output=True, text=True, env=environment, timeout=300,
+        )  # fmt: skip
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait(30)
+        log.close()
+    path = tmp_path / "federated/lenet_iid/rounds.csv"
+    assert path.exists(), done.stdout + done.stderr + (tmp_path / "log").read_text()[-3000:]
+    header, *rows = (line.split(",") for line in path.read_text().splitlines())
+    assert len(rows) == 2
+    for way, crossed in (("down", proxy.down), ("up", proxy.up)):
+        counted = sum(int(row[header.index(f"{way}_wire")]) for row in rows)
+        assert counted == pytest.approx(crossed, rel=0.1)
