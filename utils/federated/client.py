@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from utils.arithmetic import Arithmetic
-from utils.base_utils import train_epoch
+from utils.base_utils import get_model, train_epoch
 from utils.data import Dataset, load_dataset
 from utils.devices import choose_device
+from utils.errors import UserError
 from utils.federated.exchange import OutOfStepError, Package
 from utils.federated.flower import ClientApp, Context, Message, MetricRecord
 from utils.federated.messages import content_of, order_of, package_of, recall, remember
@@ -33,9 +34,12 @@ def train(message: Message, context: Context) -> Message:
     order = order_of(message.content)
     settings, method = FederatedSettings.parse(order["settings"]), order["method"]
     device = choose_device(str(context.node_config.get("device", order["device"])))
-    dataset, parts = images_of(
-        settings, str(context.node_config.get("data-dir", order["data_dir"])), str(device)
+    data_dir = str(context.node_config.get("data-dir", order["data_dir"]))
+    dataset, fingerprint = images_of(
+        settings.model, settings.dataset, data_dir, settings.limit, str(device)
     )
+    if fingerprint != settings.data:
+        raise UserError(f"the images in {data_dir} are not those of the server")
     model = settings.build(len(dataset.classes)).to(device, memory_format=torch.channels_last)
     client = settings.client(method, sum(layer_sizes(model)))
     memory = recall(context.state, method)
@@ -47,7 +51,8 @@ def train(message: Message, context: Context) -> Message:
         return Message(content_of(Package(), behind=1), reply_to=message)
 
     part = _part(context)
-    split = dataset.train.take(torch.from_numpy(parts[part]).to(device))
+    images = parts_of(settings, dataset)[part]
+    split = dataset.train.take(torch.from_numpy(images).to(device))
     write_vector(torch.from_numpy(client.theta), model)
     optimizer = settings.entry.make_optimizer(
         model, settings.lr, settings.optimizer, settings.momentum
@@ -100,18 +105,28 @@ class RollBack:
 
 @cache
 def images_of(
-    settings: FederatedSettings, data_dir: str, device: str
-) -> tuple[Dataset, list[np.ndarray]]:
-    """The images, on the device, and each client's part of those to be trained on."""
-    transform = settings.entry.transform
-    dataset = load_dataset(settings.dataset, data_dir, transform.size, transform.resizes)
-    if settings.limit is not None:
-        dataset = dataset.limited(settings.limit)
-    parts = partition(
-        dataset.train.labels.numpy(), settings.clients, settings.partition, settings.alpha,
+    model: str, dataset: str, data_dir: str, limit: int | None, device: str
+) -> tuple[Dataset, str]:
+    """The images, on the device, and their fingerprint.
+
+    Raises UserError if they are not there.
+    """
+    transform = get_model(model).transform
+    images = load_dataset(dataset, data_dir, transform.size, transform.resizes)
+    if limit is not None:
+        images = images.limited(limit)
+    return images.to(torch.device(device)), images.fingerprint()
+
+
+def parts_of(settings: FederatedSettings, dataset: Dataset) -> list[np.ndarray]:
+    """Which of the training images each client has."""
+    return partition(
+        dataset.train.labels.cpu().numpy(),
+        settings.clients,
+        settings.partition,
+        settings.alpha,
         settings.seed,
-    )  # fmt: skip
-    return dataset.to(torch.device(device)), parts
+    )
 
 
 def _part(context: Context) -> int:

@@ -48,13 +48,14 @@ class Round:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a method works: its folder, the device, where the images lie, and how long clients may
-    take, in seconds."""
+    """Where it is done: the folder of the results, the device, where the images lie, and how long
+    clients may take, in seconds. n_weights: N."""
 
     folder: Path
     device: torch.device
     data_dir: str
     timeout: float
+    n_weights: int
 
 
 def run_rounds(
@@ -68,7 +69,9 @@ def run_rounds(
 
     Raises UserError if what lies in the folder is damaged.
     """
-    dataset, _ = images_of(settings, place.data_dir, str(place.device))
+    dataset, _ = images_of(
+        settings.model, settings.dataset, place.data_dir, settings.limit, str(place.device)
+    )
     torch.manual_seed(stream_seed(settings.seed, INITIAL_WEIGHTS))
     model = settings.build(len(dataset.classes))
     server = settings.server(method, read_vector(model).numpy(), model)

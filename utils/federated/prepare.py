@@ -1,0 +1,110 @@
+"""From the command line to the settings and the place of a federated run."""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from utils.arithmetic import choose_precision
+from utils.base_utils import get_model
+from utils.devices import choose_device
+from utils.errors import UserError
+from utils.federated.client import images_of, parts_of
+from utils.federated.rounds import Place
+from utils.federated.settings import FederatedSettings
+from utils.flat import layer_sizes
+
+CONFIG = "config.json"
+
+
+def prepare(args: argparse.Namespace) -> tuple[FederatedSettings, Place]:
+    """The settings and the place of a run.
+
+    Raises UserError if they do not fit together, the images are not there, or other settings'
+    results lie there.
+    """
+    settings = make_settings(args)
+    device = choose_device(args.device)
+    dataset, fingerprint = images_of(
+        args.model, args.dataset, args.data_dir, args.limit, str(device)
+    )
+    parts_of(settings, dataset)
+    folder = Path(args.results_dir) / "federated" / f"{args.model}_{args.partition}"
+    settings = replace(
+        settings, data=fingerprint, precision=choose_precision(args.precision, device)
+    )
+    n_weights = sum(layer_sizes(settings.build(len(dataset.classes))))
+    if settings.samples > n_weights or settings.modes > settings.samples:
+        raise UserError(
+            f"--modes {settings.modes}, --samples {settings.samples} and the model's "
+            f"{n_weights:,} weights must not decrease"
+        )
+    if not args.overwrite and (folder / CONFIG).exists():
+        require_same(settings, folder)
+    return settings, Place(folder, device, args.data_dir, args.timeout, n_weights)
+
+
+def require_same(settings: FederatedSettings, folder: Path) -> None:
+    """Raise UserError unless the results in a folder are of these settings."""
+    path = folder / CONFIG
+    try:
+        stored = json.loads(path.read_text())["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: --overwrite starts afresh") from error
+    for name, here in vars(settings).items():
+        if stored.get(name) != here:
+            raise UserError(
+                f"{folder} holds a run with other settings: --{name} is {here} here and "
+                f"{stored.get(name)} there; choose another --results_dir, or --overwrite to start "
+                "afresh"
+            )
+
+
+def make_settings(args: argparse.Namespace) -> FederatedSettings:
+    """The settings, the model's own where a flag was left out.
+
+    Raises UserError if they do not fit together.
+    """
+    entry = get_model(args.model)
+    optimizer = args.optimizer or entry.optimizer
+    if args.momentum is not None and optimizer != "sgd":
+        raise UserError(f"--momentum {args.momentum:g} is SGD's: add --optimizer sgd, or leave it")
+    momentum = entry.momentum if args.momentum is None else args.momentum
+    if not 0 < args.fraction <= 1:
+        raise UserError(f"--fraction {args.fraction:g}: choose a share above 0, up to 1")
+    if args.embed_perc > 100:
+        raise UserError(f"--embed_perc {args.embed_perc:g}: choose a percentage up to 100")
+    if "cmd" in args.methods and args.warmup_cmd + args.embed_window >= args.rounds:
+        raise UserError(
+            f"--warmup_cmd {args.warmup_cmd} and --embed_window {args.embed_window}: the first "
+            f"weights would be embedded at round {args.warmup_cmd + args.embed_window + 1}, which "
+            f"leaves none of --rounds {args.rounds}; choose smaller ones"
+        )
+    if len(set(args.methods)) < len(args.methods):
+        raise UserError(f"--methods {' '.join(args.methods)}: give each method once")
+    return FederatedSettings(
+        model=args.model,
+        dataset=args.dataset,
+        data="",  # known once the images are loaded
+        limit=args.limit,
+        seed=args.seed,
+        clients=args.clients,
+        rounds=args.rounds,
+        local_epochs=args.local_epochs,
+        fraction=args.fraction,
+        partition=args.partition,
+        alpha=args.alpha,
+        optimizer=optimizer,
+        lr=entry.lr if args.lr is None else args.lr,
+        momentum=momentum if optimizer == "sgd" else None,
+        batch_size=args.batch_size,
+        precision="fp32",  # known once the device is chosen
+        modes=entry.modes if args.modes is None else args.modes,
+        samples=entry.samples if args.samples is None else args.samples,
+        warmup_cmd=args.warmup_cmd,
+        embed_window=args.embed_window,
+        embed_perc=args.embed_perc,
+        apf_alpha=args.apf_alpha,
+        apf_threshold=args.apf_threshold,
+        apf_every=args.apf_every,
+    )
