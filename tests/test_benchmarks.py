@@ -53,9 +53,35 @@ def test_subspace(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_train():
+    code, out, error = benchmark("train.py", "--models", "lenet", "--dataset", "digits",
+                                 "--limit", 128, "--epochs", 1)  # fmt: skip
+    assert code == 0, error
+    assert "lenet, fp32, cpu" in out and "the methods add" in out
+    for words in ("training ", "one test", "training, SGD, Online CMD, EMA, SWA tested"):
+        line = next(line for line in out.splitlines() if line.startswith(words))
+        assert float(line[len(words) :].split()[0]) > 0
+
+
+def test_whole(tmp_path):
+    code, out, error = benchmark("whole.py", "--model", "lenet", "--dataset", "digits", "--limit",
+                                 128, "--measured", 1, "--epochs", 8, "-F", 3, "--folder",
+                                 tmp_path)  # fmt: skip
+    assert code == 0, error
+    assert "548,878 weights, 8 epochs" in out
+    costs = [line.split()[-3:] for line in out.splitlines()[6:-1]]
+    assert len(costs) == 6
+    in_all = sum(float(each) * int(times) for each, times, _ in costs)
+    assert int(out.split()[-1]) == pytest.approx(in_all, abs=1)
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
+        ("train.py", ["--official", "/nowhere"], "--official /nowhere"),
+        ("train.py", ["--precisions", "tf32"], "--precision tf32"),
+        ("whole.py", ["--epochs", "5", "-F", "4"], "-F 4"),
         ("subspace.py", ["-T", "12", "-d", "12"], "-d 12"),
         ("fit.py", ["-N", "5", "-K", "10"], "-K 10"),
         ("fit.py", ["-T", "1"], "-T 1"),

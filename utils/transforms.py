@@ -106,12 +106,17 @@ class ResizedCrop:
 
 def normalise(images: Tensor, mean: Channels, std: Channels) -> Tensor:
     """(x / 255 − mean) / std: uint8 [B, H, W, 3] -> float32 [B, 3, H, W], channels-last."""
-    factor, shift = _constants(mean, std, images.device)
-    return images.float().mul_(factor).sub_(shift).permute(0, 3, 1, 2)
+    factor, shift = _of_a_row(mean, std, images.shape[2], images.device)
+    rows = images.float().flatten(2)  # [B, H, 3 · W]
+    return rows.mul_(factor).sub_(shift).view(images.shape).permute(0, 3, 1, 2)
 
 
 @cache  # a copy to a GPU would have the host wait for it, every batch
-def _constants(mean: Channels, std: Channels, device: torch.device) -> tuple[Tensor, Tensor]:
+def _of_a_row(
+    mean: Channels, std: Channels, width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Factor and shift of each number in a row of pixels: three to a pixel would be too few for
+    a CPU's registers."""
     with torch.inference_mode(False):  # fit for training too, wherever they are first needed
         of_mean, of_std = (torch.tensor(value, device=device) for value in (mean, std))
-        return 1 / (255 * of_std), of_mean / of_std
+        return (1 / (255 * of_std)).repeat(width), (of_mean / of_std).repeat(width)
