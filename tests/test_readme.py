@@ -81,12 +81,34 @@ def test_examples_run(tmp_path, real_run):
     assert done.returncode == 0, done.stderr
 
 
+def flags_of(section):
+    """The flags in a section's tables, with the defaults that are told beside them."""
+    text = README.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    found = {}
+    for flags, defaults in re.findall(r"^\| (`--[^|]*) \| ([^|]*) \|", text, re.MULTILINE):
+        names = re.findall(r"`(--\w+)`", flags)
+        values = defaults.split(", ") if len(names) > 1 else [defaults]
+        found |= dict(zip(names, values * len(names), strict=False))
+    return found
+
+
+def test_every_federated_flag_and_its_default_are_told():
+    own, shared = flags_of("Federated learning"), flags_of("Flags")
+    parser = federated_cmd.build_parser()
+    for action in parser._actions:
+        for flag in set(action.option_strings) - {"-h", "--help"}:
+            assert flag in own or flag in shared, flag
+            if flag in own and flag != "--methods":
+                default = action.default if action.type is not float else f"{action.default:g}"
+                assert float(own[flag]) == default if _is_number(default) else own[flag] == default
+
+
+def _is_number(value):
+    return isinstance(value, int | float)
+
+
 def test_every_flag_and_its_default_are_told():
-    table = {
-        flag: default
-        for flags, default in re.findall(r"^\| (`--[^|]*) \| ([^|]*) \|", README, re.MULTILINE)
-        for flag in re.findall(r"`(--\w+)`", flags)
-    }
+    table = flags_of("Flags")
     parser = train_cmd.build_parser()
     for action in parser._actions:
         for flag in set(action.option_strings) - {"-h", "--help"}:
