@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 pytest.importorskip("flwr")
 
 import federated_cmd
-from utils.federated.client import RollBack, app, images_of, parts_of
+from utils.federated.client import app, images_of, parts_of, restrain
 from utils.federated.flower import Message
 from utils.federated.messages import content_of, package_of, recall
 from utils.federated.rounds import Place, run_rounds
@@ -162,20 +162,26 @@ def test_fedavg_by_hand(tmp_path):
     assert torch.equal(ours, theta.float())
 
 
-def test_frozen_weights_are_rolled_back_after_every_step():
+@pytest.mark.parametrize("method", ["apf", "cmd"])
+def test_frozen_and_embedded_weights_are_restrained_in_every_step(method):
+    settings = settings_of(3)
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    model = model.to(memory_format=torch.channels_last)
-    before = read_vector(model)
-    held = torch.rand(len(before)) < 0.5
-    roll_back = RollBack(model, held.numpy())
-    for layer in model.state_dict().values():
-        if layer.is_floating_point():
-            layer.add_(1)
-    roll_back(model)
-    after = read_vector(model)
-    assert torch.equal(after[held], before[held])
-    assert torch.equal(after[~held], before[~held] + 1)
+    model = settings.build(10).to(memory_format=torch.channels_last)
+    theta = read_vector(model).numpy()
+    client = settings.client(method, len(theta))
+    client.theta, client.live = theta.copy(), np.random.default_rng(0).random(len(theta)) < 0.5
+    expected = client.theta[~client.live]
+    if method == "cmd":
+        client.embedded, client.reference = ~client.live, np.flatnonzero(client.live)[:1]
+        client.a += 2
+        client.b -= 1
+        expected = np.full((~client.live).sum(), 2 * (theta[client.reference[0]] + 1) - 1)
+    for parameter in model.parameters():
+        parameter.data.add_(1)
+    restrain(client, model)
+    after = read_vector(model).numpy()
+    np.testing.assert_array_equal(after[client.live], (theta + 1)[client.live])
+    np.testing.assert_allclose(after[~client.live], expected, rtol=1e-6)
 
 
 @pytest.fixture(scope="module")

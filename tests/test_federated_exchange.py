@@ -48,10 +48,7 @@ class Training:
         step = 0.1 * self.random.normal(size=5) @ self.directions
         noise = 0.01 * self.random.normal(size=N)
         theta = (client.theta + step + noise).astype(np.float32)
-        held = client.held()
-        if held is not None:
-            theta[held] = client.theta[held]
-        return client.settle(theta)
+        return client.restrained(theta)
 
 
 def play(server, clients, rounds, present, seed=0):

@@ -4,8 +4,9 @@
 
 A run has every method on, on the handwritten digits. A killed run is started again at once, and
 killed again, until it finishes; then its metrics (all but the seconds) and CMD's parameters have to
-be those of the run left alone, and the next run begins. SIGTERM and SIGINT have to end it within
-5 s with exit code 143 or 130 and one line; SIGKILL may come in the middle of anything.
+be those of the run left alone, and the next run begins. Signals come from the run's first line on
+(before, Python is still importing). SIGTERM and SIGINT have to end it within 5 s with exit code 143
+or 130 and one line; SIGKILL may come in the middle of anything.
 """
 
 import sys
@@ -34,15 +35,20 @@ RUN += ["--embed_window", "2", "--p_bfgs", "1", "--pbfgs_equal", "1", "--cmd_emb
 RUN += ["--ema", "1", "--swa", "1"]
 CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 PATIENCE = 5.0  # seconds for an orderly end
-STARTING = 1.5  # seconds, before which there is nothing to interrupt but imports
 
 
 def start(results: Path) -> subprocess.Popen:
-    """The run as a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, ROOT / "train_cmd.py", *RUN, "--results_dir", results],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-    )  # fmt: skip
+    """The run as a process of its own, which has said its first line."""
+    results.mkdir(exist_ok=True)
+    said = results / "said"
+    with said.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "train_cmd.py", *RUN, "--results_dir", results],
+            stdout=out, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        )  # fmt: skip
+    while process.poll() is None and not said.stat().st_size:
+        time.sleep(0.01)
+    return process
 
 
 def outcome(results: Path) -> tuple[list[str], dict]:
@@ -96,8 +102,8 @@ def main(argv: list[str] | None = None) -> int:
     draw, wrong, sent = random.Random(args.seed), [], Counter()
     finished = 0
     with tempfile.TemporaryDirectory() as scratch:
-        begin = time.perf_counter()
         left_alone = start(Path(scratch) / "alone")
+        begin = time.perf_counter()
         _, error = left_alone.communicate()
         if left_alone.returncode:
             print(error, file=sys.stderr)
@@ -114,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
                 else:
                     chosen = draw.choice(list(CODES))
                     try:
-                        process.wait(STARTING + draw.random() * whole)
+                        process.wait(draw.random() * whole)
                     except subprocess.TimeoutExpired:
                         problem = interrupt(process, chosen)
                         sent[chosen] += 1

@@ -1,22 +1,22 @@
 """The Flower client app: takes in a package, trains on its images, answers with live weights."""
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from utils.arithmetic import Arithmetic
 from utils.base_utils import get_model, train_epoch
 from utils.data import Dataset, load_dataset
 from utils.devices import choose_device
 from utils.errors import UserError
-from utils.federated.exchange import OutOfStepError, Package
+from utils.federated.exchange import ClientSide, OutOfStepError, Package
 from utils.federated.flower import ClientApp, Context, Message, MetricRecord
 from utils.federated.messages import content_of, order_of, package_of, recall, remember
 from utils.federated.partition import partition
 from utils.federated.settings import FederatedSettings
-from utils.flat import layer_sizes, named_layers, read_vector, write_vector
+from utils.flat import layer_sizes, read_vector, write_vector
 from utils.seeding import epoch_generator
 
 app = ClientApp()
@@ -57,8 +57,7 @@ def train(message: Message, context: Context) -> Message:
     optimizer = settings.entry.make_optimizer(
         model, settings.lr, settings.optimizer, settings.momentum
     )
-    held = client.held()
-    steps = [RollBack(model, held)] if held is not None and held.any() else []
+    steps = [partial(restrain, client)] if client.restrains else []
     for epoch in range(settings.local_epochs):
         draw = (client.version * settings.clients + part) * settings.local_epochs + epoch
         loss, accuracy = train_epoch(
@@ -73,34 +72,18 @@ def train(message: Message, context: Context) -> Message:
             after_step=steps,
             arithmetic=Arithmetic(settings.precision),
         )
-        theta = client.settle(read_vector(model).cpu().numpy())
-        write_vector(torch.from_numpy(theta), model)
 
     remember(context.state, method, client.state_dict())
-    content = content_of(client.up(theta), part=part)
+    content = content_of(client.up(read_vector(model).cpu().numpy()), part=part)
     metrics = {"num-examples": len(split), "train_loss": loss, "train_acc": accuracy}
     content["metrics"] = MetricRecord(metrics)
     return Message(content, reply_to=message)
 
 
-class RollBack:
-    """Sets some weights back to where they are now, after each step."""
-
-    def __init__(self, model: nn.Module, held: np.ndarray) -> None:
-        """held: bool [N], which ones."""
-        self._layers: list[tuple[Tensor, Tensor, Tensor]] = []
-        start, mask = 0, torch.from_numpy(held)
-        for _, layer in named_layers(model):
-            stop = start + layer.numel()
-            here = mask[start:stop].view(layer.shape).to(layer.device)
-            if here.any():
-                self._layers.append((layer, here, layer.detach().clone()))
-            start = stop
-
-    @torch.no_grad()
-    def __call__(self, model: nn.Module) -> None:
-        for layer, held, value in self._layers:
-            layer.copy_(torch.where(held, value, layer))
+def restrain(client: ClientSide, model: nn.Module) -> None:
+    """Undo what a local step did to weights that are frozen or embedded."""
+    theta = client.restrained(read_vector(model).cpu().numpy())
+    write_vector(torch.from_numpy(theta), model)
 
 
 @cache

@@ -136,8 +136,8 @@ class CMDClient(ClientSide):
         self.reference = np.zeros(0, dtype=np.int64)
         self.embedded = np.zeros(n_weights, dtype=bool)
 
-    def settle(self, theta: Vector) -> Vector:
-        return self._embed(theta.copy())
+    def restrained(self, theta: Vector) -> Vector:
+        return self._embed(theta)
 
     def _take_news(self, package: Package) -> None:
         arrays = package.arrays
@@ -160,12 +160,10 @@ class CMDClient(ClientSide):
         self._take_news(package)
 
     def _embed(self, theta: Vector) -> Vector:
-        which = self.embedded
-        if which.any():
-            theta[which] = affine(
-                theta, self.a[which], self.b[which], self.mode[which], self.reference
-            )
-        return theta
+        if not self.embedded.any():
+            return theta
+        modelled = affine(theta, self.a, self.b, self.mode, self.reference)
+        return np.where(self.embedded, modelled, theta)
 
     def state_dict(self) -> dict:
         return super().state_dict() | {name: getattr(self, name) for name in ARRAYS}

@@ -123,12 +123,13 @@ class ClientSide(ABC):
             self._take_everything(package)
         self.version = version
 
-    def held(self) -> np.ndarray | None:
-        """bool [N], the weights to be rolled back to θ after every local step, if any are."""
-        return None
+    @property
+    def restrains(self) -> bool:
+        """Whether `restrained` may change anything now."""
+        return not self.live.all()
 
-    def settle(self, theta: Vector) -> Vector:
-        """The client's model after a local epoch, given what training made of it."""
+    def restrained(self, theta: Vector) -> Vector:
+        """The client's model after a local step, given what the step made of it."""
         return theta
 
     def up(self, theta: Vector) -> Package:

@@ -141,8 +141,8 @@ class FreezingClient(ClientSide):
         super().__init__(n_weights)
         self.freezing = Freezing(self.theta, settings)
 
-    def held(self) -> np.ndarray | None:
-        return ~self.live
+    def restrained(self, theta: Vector) -> Vector:
+        return np.where(self.live, theta, self.theta)  # frozen weights are rolled back
 
     def _take_news(self, package: Package) -> None:
         self.theta = self.theta.copy()
