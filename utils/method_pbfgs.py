@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from utils.arithmetic import BF16, TF32
 from utils.base_utils import count_correct
 from utils.errors import UserError
 from utils.files import load_tensors, save_tensors
@@ -53,6 +55,11 @@ class PBFGS(Method):
         super().__init__(run)
         self.module = copy.deepcopy(run.model)
         self._warmup, self._num = self.warmup_and_num(run.settings)
+        self._arithmetic = run.arithmetic
+        if run.arithmetic.precision == BF16:
+            # the line search compares losses that differ by less than bfloat16 resolves; tf32 is
+            # float32 where there is none
+            self._arithmetic = replace(run.arithmetic, precision=TF32)
         self._epoch = self._warmup  # the last one that the module has been through
 
     @classmethod
@@ -149,7 +156,7 @@ class PBFGS(Method):
         self.module.train()
         total_loss, n_images = 0.0, 0
         n_correct = torch.zeros((), dtype=torch.int64, device=run.device)
-        with run.arithmetic.products():
+        with self._arithmetic.products():
             for step in run.progress(steps[:1] if single else steps, epoch):
                 count = sum(map(len, step))
                 shares = [self._share(batch, count, generator) for batch in step]
@@ -169,7 +176,7 @@ class PBFGS(Method):
             split.images[batch], generator, run.dataset.mirror, share
         )
         return _Share(
-            partial(run.arithmetic.logits, self.module),
+            partial(self._arithmetic.logits, self.module),
             images,
             split.labels[batch[share]],
             count if n_images else math.inf,
