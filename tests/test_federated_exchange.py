@@ -179,6 +179,12 @@ def test_an_embedded_weight_is_its_references_affine_function():
     assert np.array_equal(clients[0].embedded | server._latest, which)
 
 
+def test_no_more_than_the_most_are_embedded():
+    server, clients = sides("cmd", 2)
+    play(server, clients, 40, lambda number: range(2))
+    assert server.embedded.sum() == 70 * N // 100
+
+
 def test_coefficients_are_sent_once():
     server, clients = sides("cmd", 2)
     packages, _ = play(server, clients, 25, lambda number: range(2))

@@ -121,6 +121,13 @@ def add_embedding_flags(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="percentage of all weights embedded each time (default: %(default)s)",
     )
+    group.add_argument(
+        "--embed_max",
+        type=positive,
+        default=70,
+        metavar="P",
+        help="percentage of all weights that are ever embedded (default: %(default)s)",
+    )
 
 
 def add_freezing_flags(parser: argparse.ArgumentParser) -> None:

@@ -72,8 +72,9 @@ def make_settings(args: argparse.Namespace) -> FederatedSettings:
     momentum = entry.momentum if args.momentum is None else args.momentum
     if not 0 < args.fraction <= 1:
         raise UserError(f"--fraction {args.fraction:g}: choose a share above 0, up to 1")
-    if args.embed_perc > 100:
-        raise UserError(f"--embed_perc {args.embed_perc:g}: choose a percentage up to 100")
+    for name in ("embed_perc", "embed_max"):
+        if getattr(args, name) > 100:
+            raise UserError(f"--{name} {getattr(args, name):g}: choose a percentage up to 100")
     if "cmd" in args.methods and args.warmup_cmd + args.embed_window >= args.rounds:
         raise UserError(
             f"--warmup_cmd {args.warmup_cmd} and --embed_window {args.embed_window}: the first "
@@ -104,6 +105,7 @@ def make_settings(args: argparse.Namespace) -> FederatedSettings:
         warmup_cmd=args.warmup_cmd,
         embed_window=args.embed_window,
         embed_perc=args.embed_perc,
+        embed_max=args.embed_max,
         apf_alpha=args.apf_alpha,
         apf_threshold=args.apf_threshold,
         apf_every=args.apf_every,

@@ -45,6 +45,7 @@ class FederatedSettings:
     warmup_cmd: int
     embed_window: int
     embed_perc: float
+    embed_max: float
     apf_alpha: float
     apf_threshold: float
     apf_every: int
@@ -75,6 +76,7 @@ class FederatedSettings:
         if method == CMD:
             embedding = EmbeddingSettings(
                 self.modes, self.samples, self.warmup_cmd, self.embed_window, self.embed_perc,
+                self.embed_max,
                 self.seed,
             )  # fmt: skip
             return CMDServer(theta, module, embedding)
