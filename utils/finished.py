@@ -13,6 +13,7 @@ from utils.data import Dataset, load_dataset
 from utils.errors import UserError
 from utils.fitting import CMDModel
 from utils.flat import layer_names, layer_sizes
+from utils.ranks import ALONE
 from utils.records import Record
 from utils.run import TRAJECTORY
 from utils.trajectory import Trajectory, TrajectoryError
@@ -21,8 +22,10 @@ from utils.trajectory import Trajectory, TrajectoryError
 class FinishedRun:
     """What a run has left in its folder; nothing of it is changed.
 
-    record: its settings, commands and metrics. settings: the former.
+    record: its settings, commands and metrics. settings: the former. ranks: those that look at it.
     """
+
+    ranks = ALONE
 
     def __init__(self, folder: Path) -> None:
         """Open the run.
