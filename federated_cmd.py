@@ -126,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     flags.add_data_flags(parser)
     own_flags.add_embedding_flags(parser)
     own_flags.add_freezing_flags(parser)
-    own_flags.add_result_flags(parser)
+    flags.add_result_flags(parser, "DIR/federated/MODEL_PARTITION")
     return parser
 
 

@@ -25,7 +25,6 @@ from utils.arguments import Parser
 from utils.arithmetic import choose_precision
 from utils.base_utils import get_model
 from utils.command import run_command
-from utils.data import load_dataset
 from utils.errors import UserError
 from utils.files import write_json
 from utils.methods import METHODS, Method
@@ -50,11 +49,8 @@ def compare(args: argparse.Namespace) -> None:
     selected = [method for method in METHODS if getattr(args, method.name)]
     settings = make_settings(args, selected)
     ranks, device = join(args.device)
-    transform = get_model(args.model).transform
     with ranks.first_goes_first():  # it may have to download
-        dataset = load_dataset(args.dataset, args.data_dir, transform.size, transform.resizes)
-    if args.limit is not None:
-        dataset = dataset.limited(args.limit)
+        dataset = get_model(args.model).load_dataset(args.dataset, args.data_dir, args.limit)
     precision = choose_precision(args.precision, device)
     settings = replace(settings, data=dataset.fingerprint(), precision=precision)
 
@@ -150,10 +146,7 @@ def make_settings(args: argparse.Namespace, selected: list[type[Method]]) -> Set
     if args.weights is not None and not entry.pretrained:
         raise UserError(f"--weights {args.weights}: --model {args.model} is trained from scratch")
     epochs = entry.epochs if args.epochs is None else args.epochs
-    optimizer = args.optimizer or entry.optimizer
-    if args.momentum is not None and optimizer != "sgd":
-        raise UserError(f"--momentum {args.momentum:g} is SGD's: add --optimizer sgd, or leave it")
-    momentum = entry.momentum if args.momentum is None else args.momentum
+    optimizer, lr, momentum = entry.training(args.optimizer, args.lr, args.momentum)
     settings = Settings(
         model=args.model,
         dataset=args.dataset,
@@ -163,8 +156,8 @@ def make_settings(args: argparse.Namespace, selected: list[type[Method]]) -> Set
         seed=args.seed,
         epochs=epochs,
         optimizer=optimizer,
-        lr=entry.lr if args.lr is None else args.lr,
-        momentum=momentum if optimizer == "sgd" else None,
+        lr=lr,
+        momentum=momentum,
         scheduler=args.scheduler or entry.scheduler,
         batch_size=args.batch_size,
         modes=entry.modes if args.modes is None else args.modes,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import public_code
 from benchmarks.cases import Case
-from benchmarks.measure import Measured
+from benchmarks.measure import Measured, clock
 from benchmarks.synthetic import Walk, module_of
 from utils.flat import write_vector
 from utils.online import OnlineCMD
@@ -42,10 +42,10 @@ def vector_copies(case: Case) -> Figures:
     seconds = []
     with Measured() as measured:
         for _ in range(max(10, case.repeats)):
-            start = clock(case)
+            start = clock(torch.device(case.device))
             for vector, copied in zip(vectors, copies, strict=True):
                 copied.copy_(vector)
-            seconds.append(clock(case) - start)
+            seconds.append(clock(torch.device(case.device)) - start)
     return Figures(statistics.median(seconds), measured.peak)
 
 
@@ -61,10 +61,10 @@ def our_updates(case: Case, warmup: int, results: Path) -> Figures:
     with Measured() as measured:
         for epoch in range(case.n_epochs):
             write_vector(history[epoch], module)
-            start = clock(case)
+            start = clock(torch.device(case.device))
             online.update_parameters(module)
             if epoch > warmup:
-                seconds.append(clock(case) - start)
+                seconds.append(clock(torch.device(case.device)) - start)
             if epoch == warmup + PUBLIC_UPDATES:
                 online.model.save(results)
     return Figures(statistics.median(seconds), measured.peak)
@@ -133,10 +133,3 @@ def drift(case: Case, warmup: int, updates: int) -> str:
 def unit_free(columns: Tensor) -> Tensor:
     """The deviations of [T, n] from their means over time."""
     return columns - columns.mean(0)
-
-
-def clock(case: Case) -> float:
-    """The time once the device has done what it was given."""
-    if torch.device(case.device).type == "cuda":
-        torch.cuda.synchronize(case.device)
-    return time.perf_counter()

@@ -43,6 +43,13 @@ def anonymous_memory() -> int:
     return 1024 * int(line.split()[1])
 
 
+def clock(device: torch.device) -> float:
+    """The time once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 class Measured:
     """Times a block and watches its memory.
 

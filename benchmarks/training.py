@@ -6,7 +6,6 @@ import io
 import itertools
 import statistics
 import tempfile
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train_cmd
 from benchmarks import public_code
+from benchmarks.measure import clock
 from utils.arithmetic import BF16, Arithmetic, choose_precision
 from utils.base_utils import evaluate, get_model
-from utils.data import Dataset, load_dataset
+from utils.data import Dataset
 from utils.devices import choose_device
 from utils.methods import METHODS, Method
 from utils.run import Run
@@ -43,9 +43,7 @@ class Training:
     epochs: int
 
     def images(self) -> Dataset:
-        transform = get_model(self.model).transform
-        dataset = load_dataset(self.dataset, self.data_dir, transform.size, transform.resizes)
-        return dataset if self.limit is None else dataset.limited(self.limit)
+        return get_model(self.model).load_dataset(self.dataset, self.data_dir, self.limit)
 
     def sizes(self) -> tuple[int, int]:
         """The images trained and tested on."""
@@ -163,13 +161,6 @@ def matrix_rate(device: torch.device, precision: str) -> float:
             left @ left
             best = min(best, clock(device) - start)
     return 2 * side**3 / best
-
-
-def clock(device: torch.device) -> float:
-    """The time once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def _run(case: Training, dataset: Dataset, device: torch.device, folder: Path) -> Run:

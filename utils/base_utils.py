@@ -21,7 +21,7 @@ from models.resnet import ResNet18
 from models.vit import vit_b_16
 from models.wide_resnet import WideResNet
 from utils.arithmetic import PLAIN, Arithmetic
-from utils.data import Split
+from utils.data import Dataset, Split, load_dataset
 from utils.errors import UserError
 from utils.ranks import ALONE, Ranks
 from utils.transforms import CropFlip, ResizedCrop
@@ -52,6 +52,30 @@ class ModelEntry:
     scheduler: str = "none"
     pretrained: bool = False
     test_batch_size: int | None = None
+
+    def load_dataset(self, name: str, data_dir: str, limit: int | None = None) -> Dataset:
+        """A data set of utils.data.DATASETS as the model takes it, on the CPU.
+
+        limit: images of each split, balanced over the classes; None for all.
+
+        Raises UserError if the data is not there or not as it should be.
+        """
+        dataset = load_dataset(name, data_dir, self.transform.size, self.transform.resizes)
+        return dataset if limit is None else dataset.limited(limit)
+
+    def training(
+        self, optimizer: str | None, lr: float | None, momentum: float | None
+    ) -> tuple[str, float, float | None]:
+        """Optimizer, learning rate and momentum (None but for SGD), the entry's own where None.
+
+        Raises UserError if they do not fit together.
+        """
+        optimizer = optimizer or self.optimizer
+        if momentum is not None and optimizer != "sgd":
+            raise UserError(f"--momentum {momentum:g} is SGD's: add --optimizer sgd, or leave it")
+        if optimizer == "sgd" and momentum is None:
+            momentum = self.momentum
+        return optimizer, self.lr if lr is None else lr, momentum
 
     def make_optimizer(
         self,

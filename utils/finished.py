@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from utils.base_utils import get_model
 from utils.clustering import sample_weights
-from utils.data import Dataset, load_dataset
+from utils.data import Dataset
 from utils.errors import UserError
 from utils.fitting import CMDModel
 from utils.flat import layer_names, layer_sizes
@@ -91,13 +91,12 @@ class FinishedRun:
 
         Raises UserError if those to be had are others.
         """
-        settings, transform = self.settings, get_model(self.settings.model).transform
+        settings = self.settings
         if data_dir is None:
             words = shlex.split(self.command)
             data_dir = words[words.index("--data_dir") + 1] if "--data_dir" in words else "data"
-        dataset = load_dataset(settings.dataset, data_dir, transform.size, transform.resizes)
-        if settings.limit is not None:
-            dataset = dataset.limited(settings.limit)
+        entry = get_model(settings.model)
+        dataset = entry.load_dataset(settings.dataset, data_dir, settings.limit)
         if dataset.fingerprint() != settings.data:
             raise UserError(
                 f"--data_dir {data_dir}: its images are not those of the run in {self.folder}, "

@@ -40,8 +40,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add_weights_flag(group)
     add_epochs_flag(group)
     group.add_argument("--optimizer", choices=OPTIMIZERS, help="(default: the model's, below)")
-    group.add_argument("--lr", type=positive, help="learning rate (default: the model's, below)")
-    group.add_argument("--momentum", type=share, help="of SGD, from 0 to below 1 (default: 0.9)")
+    add_rate_flags(group)
     group.add_argument(
         "--scheduler",
         choices=SCHEDULERS,
@@ -69,6 +68,12 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add_seeds_flag(one_or_more)
     add_device_flag(group)
     add_passes_flags(group)
+
+
+def add_rate_flags(group: argparse._ActionsContainer) -> None:
+    """--lr and --momentum."""
+    group.add_argument("--lr", type=positive, help="learning rate (default: the model's, below)")
+    group.add_argument("--momentum", type=share, help="of SGD, from 0 to below 1 (default: 0.9)")
 
 
 def add_weights_flag(group: argparse._ActionsContainer) -> None:
@@ -261,14 +266,16 @@ def add_comparison_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_result_flags(parser: argparse.ArgumentParser) -> None:
+def add_result_flags(
+    parser: argparse.ArgumentParser, where: str = "DIR/MODEL, with --seeds to DIR/MODEL_seeds"
+) -> None:
     """Where results go, and whether over others."""
     group = parser.add_argument_group("results")
     group.add_argument(
         "--results_dir",
         default="results",
         metavar="DIR",
-        help="results go to DIR/MODEL, with --seeds to DIR/MODEL_seeds (default: %(default)s)",
+        help=f"results go to {where} (default: %(default)s)",
     )
     group.add_argument(
         "--overwrite",

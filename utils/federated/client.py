@@ -8,7 +8,7 @@ from torch import nn
 
 from utils.arithmetic import Arithmetic
 from utils.base_utils import get_model, train_epoch
-from utils.data import Dataset, load_dataset
+from utils.data import Dataset
 from utils.devices import choose_device
 from utils.errors import UserError
 from utils.federated.exchange import ClientSide, OutOfStepError, Package
@@ -94,10 +94,7 @@ def images_of(
 
     Raises UserError if they are not there.
     """
-    transform = get_model(model).transform
-    images = load_dataset(dataset, data_dir, transform.size, transform.resizes)
-    if limit is not None:
-        images = images.limited(limit)
+    images = get_model(model).load_dataset(dataset, data_dir, limit)
     return images.to(torch.device(device)), images.fingerprint()
 
 

@@ -8,7 +8,7 @@ from utils.base_utils import MODELS, OPTIMIZERS
 from utils.federated.partition import PARTITIONS
 from utils.federated.runners import RUNNERS
 from utils.federated.settings import METHODS
-from utils.flags import add_device_flag
+from utils.flags import add_device_flag, add_rate_flags
 
 
 def add_federation_flags(parser: argparse.ArgumentParser) -> None:
@@ -73,8 +73,7 @@ def add_client_flags(parser: argparse.ArgumentParser) -> None:
         choices=OPTIMIZERS,
         help="of clients, afresh every round (default: the model's, below)",
     )
-    group.add_argument("--lr", type=positive, help="learning rate (default: the model's, below)")
-    group.add_argument("--momentum", type=share, help="of SGD, from 0 to below 1 (default: 0.9)")
+    add_rate_flags(group)
     group.add_argument(
         "--batch_size", type=at_least(1), default=128, metavar="B", help="(default: %(default)s)"
     )
@@ -153,20 +152,4 @@ def add_freezing_flags(parser: argparse.ArgumentParser) -> None:
         default=5,
         metavar="ROUNDS",
         help="from one check to the next (default: %(default)s)",
-    )
-
-
-def add_result_flags(parser: argparse.ArgumentParser) -> None:
-    """Where results go, and whether over others."""
-    group = parser.add_argument_group("results")
-    group.add_argument(
-        "--results_dir",
-        default="results",
-        metavar="DIR",
-        help="results go to DIR/federated/MODEL_PARTITION (default: %(default)s)",
-    )
-    group.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="start afresh, whatever lies there (default: go on with it)",
     )

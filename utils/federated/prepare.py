@@ -66,10 +66,7 @@ def make_settings(args: argparse.Namespace) -> FederatedSettings:
     Raises UserError if they do not fit together.
     """
     entry = get_model(args.model)
-    optimizer = args.optimizer or entry.optimizer
-    if args.momentum is not None and optimizer != "sgd":
-        raise UserError(f"--momentum {args.momentum:g} is SGD's: add --optimizer sgd, or leave it")
-    momentum = entry.momentum if args.momentum is None else args.momentum
+    optimizer, lr, momentum = entry.training(args.optimizer, args.lr, args.momentum)
     if not 0 < args.fraction <= 1:
         raise UserError(f"--fraction {args.fraction:g}: choose a share above 0, up to 1")
     for name in ("embed_perc", "embed_max"):
@@ -96,8 +93,8 @@ def make_settings(args: argparse.Namespace) -> FederatedSettings:
         partition=args.partition,
         alpha=args.alpha,
         optimizer=optimizer,
-        lr=entry.lr if args.lr is None else args.lr,
-        momentum=momentum if optimizer == "sgd" else None,
+        lr=lr,
+        momentum=momentum,
         batch_size=args.batch_size,
         precision="fp32",  # known once the device is chosen
         modes=entry.modes if args.modes is None else args.modes,
