@@ -15,7 +15,7 @@ import argparse
 import json
 import shlex
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from utils import flags
 from utils.arguments import Parser
@@ -25,11 +25,11 @@ try:
     from utils.federated import flags as own_flags
     from utils.federated.client import app as client_app
     from utils.federated.flower import Context, Grid, ServerApp, silence
-    from utils.federated.prepare import CONFIG, prepare
+    from utils.federated.prepare import prepare
     from utils.federated.report import plot, summarise, table, write_rounds
-    from utils.federated.rounds import Place, Round, run_rounds
+    from utils.federated.rounds import Place, Round, checkpoint_of, run_rounds
     from utils.federated.runners import RUNNERS
-    from utils.federated.settings import FederatedSettings
+    from utils.federated.settings import METHODS, FederatedSettings
 except ImportError as missing:
     if not str(missing.name).startswith("flwr"):
         raise
@@ -40,8 +40,9 @@ except ImportError as missing:
     )
     sys.exit(2)
 
-from utils.files import write_json
+from utils.files import remove_drafts, write_json
 from utils.lock import FolderLock
+from utils.store import CONFIG
 
 SUMMARY, ROUNDS, PLOT = "summary.json", "rounds.csv", "federated.png"
 
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         if failures:
             raise failures[0]
 
-    return run_command(parser.prog, args.results_dir, work)
+    return run_command(parser.prog, f"--results_dir {args.results_dir}", work)
 
 
 server_app = ServerApp()
@@ -89,31 +90,31 @@ def compare(
     args: argparse.Namespace, settings: FederatedSettings, place: Place, grid: Grid
 ) -> None:
     """Every method's rounds, one after the other; one table and one plot."""
-    place.folder.mkdir(parents=True, exist_ok=True)
-    lock = FolderLock(place.folder)
+    folder = place.store.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(folder)
     try:
+        remove_drafts(folder, (CONFIG, *map(checkpoint_of, METHODS), SUMMARY, ROUNDS, PLOT))
         if args.overwrite:
-            for path in place.folder.glob("*/checkpoint.pt"):
-                path.unlink()
-        write_json({"settings": asdict(settings), "command": args.command}, place.folder / CONFIG)
+            for method in METHODS:
+                (folder / checkpoint_of(method)).unlink(missing_ok=True)
+        place.store.write_config({"settings": asdict(settings), "command": args.command})
         print(
             f"{settings.model} on {settings.dataset}: {place.n_weights:,} weights, "
             f"{settings.clients} clients, {settings.partition}, {settings.rounds} rounds, "
-            f"{place.device}, in {place.folder}",
+            f"{place.device}, in {folder}",
             flush=True,
         )
         histories: dict[str, list[Round]] = {}
         for method in args.methods:
-            own = replace(place, folder=place.folder / method)
-            own.folder.mkdir(exist_ok=True)
             histories[method] = run_rounds(
-                grid, settings, method, own, lambda words: print(words, flush=True)
+                grid, settings, method, place, lambda words: print(words, flush=True)
             )
             summary = summarise(settings, histories, place.n_weights)
-            write_json(summary, place.folder / SUMMARY)
-            write_rounds(histories, place.folder / ROUNDS)
-            plot(settings, histories, place.folder / PLOT)
-        print(f"\n{table(summary)}\n\nplot: {place.folder / PLOT}", flush=True)
+            write_json(summary, folder / SUMMARY)
+            write_rounds(histories, folder / ROUNDS)
+            plot(settings, histories, folder / PLOT)
+        print(f"\n{table(summary)}\n\nplot: {folder / PLOT}", flush=True)
     finally:
         lock.release()
 

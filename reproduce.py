@@ -20,6 +20,7 @@ import train_cmd
 from utils import flags
 from utils.arguments import Parser
 from utils.base_utils import MODELS, get_model
+from utils.command import run_command
 from utils.errors import UserError
 from utils.methods import METHODS
 from utils.paper import TABLES, Row, Table, methods_of
@@ -33,22 +34,20 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    table = TABLES[args.table]
-    code = 0
-    try:
-        rows = select_rows(table, args.models)
-        if not args.stored:
-            code = run_missing(args, rows)
-            if code == 2:
-                return code
-        print(f"\n{report(args, table, rows)}")
-        if args.keep is not None:
-            keep(args, rows)
-    except UserError as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(f"{error}; is there room in --results_dir {args.results_dir}, and may it be "
-                     "read and written to?")  # fmt: skip
+    return run_command(parser.prog, f"--results_dir {args.results_dir}", lambda: reproduce(args))
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    """What is missing of a table, and the table; returns the exit code of the last run."""
+    table, code = TABLES[args.table], 0
+    rows = select_rows(table, args.models)
+    if not args.stored:
+        code = run_missing(args, rows)
+        if code == 2:
+            return code
+    print(f"\n{report(args, table, rows)}")
+    if args.keep is not None:
+        keep(args, rows)
     return code
 
 

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     args.command = shlex.join(["python", parser.prog, *(sys.argv[1:] if argv is None else argv)])
-    return run_command(parser.prog, args.results_dir, lambda: compare(args))
+    return run_command(parser.prog, f"--results_dir {args.results_dir}", lambda: compare(args))
 
 
 def compare(args: argparse.Namespace) -> None:

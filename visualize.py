@@ -14,7 +14,6 @@ where all pictures but `accuracy` are of the first seed. Each is written as PNG 
 
 import argparse
 import sys
-import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +24,7 @@ from train_cmd import seed_folder
 from utils import flags
 from utils.arguments import Parser, at_least, positive
 from utils.base_utils import MODELS
+from utils.command import run_command
 from utils.devices import choose_device
 from utils.errors import UserError
 from utils.finished import FinishedRun
@@ -45,21 +45,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
-    try:
+
+    def work() -> None:
         if args.picture == "all":
             draw_all(args)
         else:
             tell(PICTURES[args.picture](args))
-    except UserError as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(f"{error}; is there room in --output {output(args)}, and may it be written "
-                     "to?")  # fmt: skip
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+
+    return run_command(parser.prog, f"--output {output(args)}", work)
 
 
 def draw_all(args: argparse.Namespace) -> None:

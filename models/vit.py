@@ -7,7 +7,7 @@ and weights. The head has as many outputs as the data has classes. 85,806,346 pa
 import torchvision
 from torch import nn
 
-from utils.files import load_tensors
+from utils.files import load_any_tensors
 
 WEIGHTS = torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1
 
@@ -26,7 +26,7 @@ def vit_b_16(num_classes: int = 10, weights: str = "imagenet") -> nn.Module:
     if weights == "imagenet":
         state = WEIGHTS.get_state_dict(progress=True, check_hash=True)
     else:
-        state = load_tensors(weights)
+        state = load_any_tensors(weights)
     own = model.state_dict()
     for name in ("heads.head.weight", "heads.head.bias"):
         if name in state and state[name].shape != own[name].shape:

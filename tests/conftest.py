@@ -10,6 +10,14 @@ ROOT = Path(__file__).parent.parent
 SMALL = ["--dataset", "digits", "--model", "lenet", "--limit", "256"]
 
 
+def exit_code(command):
+    """What a command ends with, whether it returns or exits."""
+    try:
+        return command()
+    except SystemExit as stopped:
+        return stopped.code
+
+
 @pytest.fixture(scope="session")
 def real_run(tmp_path_factory):
     """The folder of a finished LeNet run on the digits: 12 epochs, warm-up 4."""

@@ -12,7 +12,7 @@ from utils.base_utils import CIFAR, evaluate, get_model, train_epoch
 from utils.data import load_dataset
 from utils.errors import UserError
 from utils.metrics import Metrics
-from utils.settings import Settings
+from utils.settings import Settings, differences
 
 CPU = torch.device("cpu")
 
@@ -106,7 +106,7 @@ def test_test_batch_size_is_a_setting_where_the_result_depends_on_it(tmp_path, c
     settings = _settings(args)
     assert settings.test_batch_size == 7
     stored = vars(settings) | {"test_batch_size": 128}
-    assert settings.differences(stored) == ["--test_batch_size is 7 here and 128 there"]
+    assert differences(settings, stored) == ["--test_batch_size is 7 here and 128 there"]
 
 
 @pytest.mark.parametrize("name", ["res18", "preres164", "lenet", "wideres", "googlenet"])
@@ -125,7 +125,7 @@ def test_settings_of_runs_made_before_there_was_a_choice():
     args = train_cmd.build_parser().parse_args(["--model", "lenet"])
     settings = _settings(args)
     stored = {k: v for k, v in vars(settings).items() if k not in ("precision", "test_batch_size")}
-    assert Settings(**stored) == settings and settings.differences(stored) == []
+    assert Settings(**stored) == settings and differences(settings, stored) == []
 
 
 def _settings(args) -> Settings:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests import trajectories
-from tests.conftest import ROOT
+from tests.conftest import ROOT, exit_code
 from utils import cmd_checkpoints
 from utils.clustering import sample_weights
 from utils.description import describe
@@ -167,10 +167,9 @@ def test_files_that_do_not_agree(pickled, tmp_path, capsys, change, words):
     change(content["model"])
     torch.save(content, pickled / "epoch_7.pt")
     out = tmp_path / "out"
-    with pytest.raises(SystemExit) as stop:
-        run(pickled, "--output", out)
+    code = exit_code(lambda: run(pickled, "--output", out))
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1
+    assert code == 2 and error.count("\n") == 1
     assert words in error and "epoch_7.pt" in error
     assert not any(out.iterdir())
 
@@ -182,8 +181,8 @@ class Code:
 
 def test_no_pickled_code_runs(pickled, tmp_path, capsys):
     torch.save({"model": {"0.weight": torch.ones(2)}, "code": Code()}, pickled / "epoch_0.pt")
-    with pytest.raises(SystemExit):
-        run(pickled, "--output", tmp_path / "out")
+    code = exit_code(lambda: run(pickled, "--output", tmp_path / "out"))
+    assert code == 2
     captured = capsys.readouterr()
     assert "pickled code runs" not in captured.out and "epoch_0.pt" in captured.err
 
@@ -206,10 +205,9 @@ def test_bad_input(pickled, tmp_path, capsys, arguments, words):
     arguments = [word.replace("{in}", str(pickled)) for word in arguments]
     if "--output" not in arguments:
         arguments += ["--output", str(tmp_path / "out")]
-    with pytest.raises(SystemExit) as stop:
-        run(*arguments)
+    code = exit_code(lambda: run(*arguments))
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1 and words in error
+    assert code == 2 and error.count("\n") == 1 and words in error
 
 
 def test_results_are_not_overwritten_unasked(pickled, tmp_path, capsys):
@@ -217,8 +215,8 @@ def test_results_are_not_overwritten_unasked(pickled, tmp_path, capsys):
     arguments = [pickled, "--modes", 2, "--samples", 50, "--output", out]
     assert run(*arguments) == 0
     before = (out / "cmd.pt").read_bytes()
-    with pytest.raises(SystemExit):
-        run(*arguments, "--seed", 1)
+    code = exit_code(lambda: run(*arguments, "--seed", 1))
+    assert code == 2
     assert "--overwrite" in capsys.readouterr().err and (out / "cmd.pt").read_bytes() == before
     assert run(*arguments, "--seed", 1, "--overwrite") == 0
     assert (out / "cmd.pt").read_bytes() != before

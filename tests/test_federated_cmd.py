@@ -29,6 +29,7 @@ from utils.federated.rounds import Place, run_rounds
 from utils.federated.runners import InProcessGrid
 from utils.federated.settings import METHODS
 from utils.flat import read_vector
+from utils.store import Store
 
 SMALL = ["--model", "lenet", "--dataset", "digits", "--limit", "200", "--clients", "3"]
 SMALL += ["--warmup_cmd", "1", "--embed_window", "1", "--apf_every", "1"]
@@ -43,7 +44,7 @@ def settings_of(rounds, *flags):
 
 def place_at(folder, timeout=60.0):
     folder.mkdir(exist_ok=True)
-    return Place(folder, torch.device("cpu"), "data", timeout, 548_878)
+    return Place(Store(folder, "of a test"), torch.device("cpu"), "data", timeout, 548_878)
 
 
 def accuracies(history):

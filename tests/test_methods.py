@@ -16,6 +16,7 @@ from utils import method_embedded
 from utils.files import load_tensors
 from utils.fitting import CMDModel
 from utils.metrics import Metrics
+from utils.store import Store
 
 EPOCHS, F, L = 14, 3, 2
 SIZES = ["--epochs", str(EPOCHS), "--warmup_cmd", str(F), "--embed_window", str(L)]
@@ -201,9 +202,8 @@ def test_settings_of_a_method_count_once_it_has_run(again, capsys):
 def test_ema_cannot_be_added_later(again, capsys):
     def forget(folder):
         forget_rows(folder, {"ema"})
-        state = load_tensors(folder / "checkpoint.pt")
-        state["averages"] = {}
-        torch.save(state, folder / "checkpoint.pt")
+        store = Store.of(folder)
+        store.save(store.load("checkpoint.pt") | {"averages": {}}, "checkpoint.pt")
 
     done = again(forget, "--ema", "1")
     error = capsys.readouterr().err

@@ -8,9 +8,11 @@ import pytest
 
 import reproduce
 import train_cmd
+from tests.conftest import exit_code
 from utils.paper import TABLE1, TABLE2, TABLES, methods_of
 from utils.records import Record
 from utils.reproduction import of_shorter_runs
+from utils.store import Store, read_config
 
 DIGITS = ["--dataset", "digits", "--limit", "128", "--epochs", "6", "--seeds", "0", "1"]
 LENET = ["table1", "--models", "lenet", *DIGITS]
@@ -54,7 +56,7 @@ def test_again_from_what_it_left_behind(finished, monkeypatch, capsys):
     monkeypatch.setattr("utils.run.evaluate", None)
     assert reproduce.main([*LENET, "--results_dir", str(results)]) == 0
     first = cells(capsys.readouterr().out)
-    assert {path.suffix for path in kept.rglob("*.*")} == {".json", ".csv"}
+    assert {path.suffix for path in kept.rglob("*.*")} == {".json", ".csv", ".sums"}
     stored = ["table1", "--models", "lenet", "--seeds", "0", "1", "--stored"]
     assert reproduce.main([*stored, "--results_dir", str(kept)]) == 0
     assert cells(capsys.readouterr().out) == first
@@ -118,22 +120,25 @@ def test_interrupted_it_says_so_and_goes_on(finished, tmp_path, monkeypatch, cap
     ],
 )
 def test_bad_input(tmp_path, capsys, argv, words):
-    with pytest.raises(SystemExit) as stopped:
-        reproduce.main([*argv, "--results_dir", str(tmp_path)])
+    code = exit_code(lambda: reproduce.main([*argv, "--results_dir", str(tmp_path)]))
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and words in error and error.count("\n") == 1
+    assert code == 2 and words in error and error.count("\n") == 1
     assert not any(tmp_path.iterdir())
 
 
 def test_a_run_of_something_else_is_not_counted(finished, tmp_path, capsys):
     _, kept = finished
     shutil.copytree(kept, tmp_path / "runs")
-    config = tmp_path / "runs/default/lenet_seeds/seed_0/config.json"
-    config.write_text(config.read_text().replace('"lr": 0.001', '"lr": 0.5'))
-    with pytest.raises(SystemExit):
-        reproduce.main(
+    folder = tmp_path / "runs/default/lenet_seeds/seed_0"
+    config = read_config(folder)
+    config["settings"]["lr"] = 0.5
+    Store.of(folder).write_config(config)
+    code = exit_code(
+        lambda: reproduce.main(
             ["table1", "--models", "lenet", "--stored", "--results_dir", str(tmp_path / "runs")]
         )
+    )
+    assert code == 2
     assert "--lr is 0.5 there" in capsys.readouterr().err
 
 

@@ -54,7 +54,8 @@ def test_a_run_leaves_everything(real_run):
     names = {path.name for path in real_run.iterdir()}
     assert names == {
         "all_methods_test_acc.png", "checkpoint.pt", "cmd_online.pt", "cmd_posthoc.pt",
-        "config.json", "metrics.csv", "summary.json", "trajectory.npy",
+        "config.json", "metrics.csv", "metrics.sums", "summary.json", "trajectory.npy",
+        "trajectory.sums",
     }  # fmt: skip
     config = json.loads((real_run / "config.json").read_text())
     assert config["settings"]["seed"] == 0 and config["settings"]["lr"] == 0.001

@@ -1,6 +1,5 @@
 """The pictures: what they are drawn from, and the command."""
 
-import json
 import shutil
 
 import numpy as np
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 import train_cmd
 import visualize
 from tests import trajectories
-from tests.conftest import SMALL
+from tests.conftest import SMALL, exit_code
 from utils.base_utils import evaluate, get_model
 from utils.data import load_dataset
 from utils.errors import UserError
@@ -22,6 +21,7 @@ from utils.flat import write_vector
 from utils.pictures import dynamics, landscape
 from utils.pictures.correlation import by_mode, spread
 from utils.pictures.modes import mapped_members, movement_of
+from utils.store import Store, read_config
 
 TRAJECTORY = trajectories.drifting(30, 600)
 CMD = fit_cmd(TRAJECTORY, torch.arange(0, 600, 3), 5)
@@ -223,10 +223,9 @@ def test_a_stopped_grid_goes_on(run, dataset, tmp_path, monkeypatch):
     ],
 )
 def test_bad_input(draw, capsys, argv, words):
-    with pytest.raises(SystemExit) as stopped:
-        draw(*argv)
+    code = exit_code(lambda: draw(*argv))
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and words in error and error.count("\n") == 1
+    assert code == 2 and words in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -240,8 +239,10 @@ def test_bad_input(draw, capsys, argv, words):
 def test_missing_files_name_the_command(real_run, tmp_path, capsys, name, picture, words):
     shutil.copytree(real_run, tmp_path / "lenet")
     (tmp_path / "lenet" / name).unlink()
-    with pytest.raises(SystemExit):
-        visualize.main([picture, "--model", "lenet", "--results_dir", str(tmp_path)])
+    code = exit_code(
+        lambda: visualize.main([picture, "--model", "lenet", "--results_dir", str(tmp_path)])
+    )
+    assert code == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
 
@@ -249,13 +250,14 @@ def test_missing_files_name_the_command(real_run, tmp_path, capsys, name, pictur
 def test_files_of_other_runs_are_refused(real_run, tmp_path, capsys):
     shutil.copytree(real_run, tmp_path / "lenet")
     fit_cmd(TRAJECTORY, torch.arange(100), 3).save(tmp_path / "lenet/cmd_posthoc.pt")
-    with pytest.raises(UserError, match="not of this run"):
+    with pytest.raises(UserError, match="another run"):
         _ = FinishedRun(tmp_path / "lenet").posthoc
-    config = tmp_path / "lenet/config.json"
-    values = json.loads(config.read_text())
+    values = read_config(tmp_path / "lenet")
     values["settings"]["data"] = "0000"
-    config.write_text(json.dumps(values))
+    Store.of(tmp_path / "lenet").write_config(values)
     shutil.copy(real_run / "cmd_posthoc.pt", tmp_path / "lenet/cmd_posthoc.pt")
-    with pytest.raises(SystemExit):
-        visualize.main(["landscape", "--model", "lenet", "--results_dir", str(tmp_path)])
+    code = exit_code(
+        lambda: visualize.main(["landscape", "--model", "lenet", "--results_dir", str(tmp_path)])
+    )
+    assert code == 2
     assert "--data_dir data: its images are not those of the run" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.files import atomic_write, load_tensors, save_tensors
+from utils.files import atomic_write, load_any_tensors, save_tensors
 from utils.flat import named_layers
 
 PICKLED, SAFE = (".pt", ".pth", ".bin", ".ckpt"), ".safetensors"
@@ -41,7 +41,7 @@ class Checkpoint:
                     }
                     self.metadata = file.metadata()
             else:
-                self.content = load_tensors(path)
+                self.content = load_any_tensors(path)
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"CHECKPOINT {path} cannot be read: {error}") from error
         self.state = self._find(key)

@@ -13,7 +13,6 @@ import contextlib
 import os
 import shutil
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from utils.arguments import Parser, at_least
 from utils.checkpoints import Checkpoint, check_same, find_files, layers_of
 from utils.clustering import sample_weights
+from utils.command import run_command
 from utils.description import Description, describe
 from utils.devices import choose_device
 from utils.errors import UserError
@@ -38,41 +38,39 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
-    try:
-        files = find_files(args.checkpoints)
-        if args.samples < args.modes:
-            raise UserError(f"--samples {args.samples} is below --modes {args.modes}: raise it")
-        device = choose_device(args.device)
-        outputs = output_files(args.output, files[-1].suffix, args.overwrite)
-        with collected(files, args.key, args.output) as (trajectory, names, sizes):
-            generator = torch.Generator().manual_seed(args.seed)
-            sample = sample_weights(sizes, args.samples, generator)
-            array = trajectory.array
-            try:
-                cmd = fit_cmd(array, sample, args.modes, device=device)
-            except ValueError as error:
-                raise UserError(
-                    f"--modes {args.modes}, --samples {args.samples}: {error}"
-                ) from error
-            found = describe(Snapshots(array, device=device), cmd, sizes)
-        cmd = cmd.to("cpu")
-        cmd.save(outputs[0])
-        last = Checkpoint(files[-1], args.key)
-        write_vector(cmd.reconstruct(cmd.reference_history[-1]), last.state)
-        last.save(outputs[1])
-    except UserError as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(f"{error}; is there room in --output {args.output}, and may it be written to?")
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; nothing was written", file=sys.stderr)
-        return 130
+    return run_command(
+        parser.prog,
+        f"--output {args.output}",
+        lambda: fit_checkpoints(args),
+        interrupted="interrupted; nothing was written",
+    )
+
+
+def fit_checkpoints(args: argparse.Namespace) -> None:
+    """Fit CMD to the files, write the results, and print the report."""
+    files = find_files(args.checkpoints)
+    if args.samples < args.modes:
+        raise UserError(f"--samples {args.samples} is below --modes {args.modes}: raise it")
+    device = choose_device(args.device)
+    outputs = output_files(args.output, files[-1].suffix, args.overwrite)
+    with collected(files, args.key, args.output) as (trajectory, names, sizes):
+        generator = torch.Generator().manual_seed(args.seed)
+        sample = sample_weights(sizes, args.samples, generator)
+        array = trajectory.array
+        try:
+            cmd = fit_cmd(array, sample, args.modes, device=device)
+        except ValueError as error:
+            raise UserError(f"--modes {args.modes}, --samples {args.samples}: {error}") from error
+        found = describe(Snapshots(array, device=device), cmd, sizes)
+    cmd = cmd.to("cpu")
+    cmd.save(outputs[0])
+    last = Checkpoint(files[-1], args.key)
+    write_vector(cmd.reconstruct(cmd.reference_history[-1]), last.state)
+    last.save(outputs[1])
     print(
         f"\n{report(names, found)}\n\n{len(files)} checkpoints of {cmd.n_weights:,} weights in "
         f"{cmd.modes} modes: {outputs[0]}, {outputs[1]}"
     )
-    return 0
 
 
 @contextlib.contextmanager

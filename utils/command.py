@@ -11,35 +11,41 @@ from utils.errors import UserError
 from utils.ranks import OtherRankFailedError, is_another
 
 INTERRUPTED = "interrupted; what was finished is kept, and the same command goes on with it"
+BROKEN_PIPE = 128 + signal.SIGPIPE  # as the shell has it
 
 
 class Terminated(BaseException):
     """The process was asked to end by SIGTERM."""
 
 
-def run_command(program: str, results_dir: str, work: Callable[[], None]) -> int:
-    """Do the work; returns the exit code: 0, 2 for what the user can mend, 130 and 143 when
-    interrupted.
+def run_command(
+    program: str, where: str, work: Callable[[], int | None], interrupted: str = INTERRUPTED
+) -> int:
+    """Do the work; returns the exit code: the work's own or 0, 2 for what the user can mend, 130
+    and 143 when interrupted.
 
+    where: the flag and its value that say where results go. interrupted: what is said then.
     Of several processes on one run the first one speaks for all.
     """
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with contextlib.redirect_stdout(io.StringIO() if is_another() else sys.stdout):
-            work()
+            return work() or 0
     except UserError as error:
         return _stop(program, f"error: {error}", 2)
+    except BrokenPipeError:  # who was told has gone
+        sys.stdout = None  # or Python tries again, and complains, as it ends
+        return BROKEN_PIPE
     except OSError as error:
-        hint = f"is there room in --results_dir {results_dir}, and may it be written to?"
+        hint = f"is there room in {where}, and may it be read and written to?"
         return _stop(program, f"error: {error}; {hint}", 2)
     except OtherRankFailedError:
         return 2
     except Terminated:
-        return _stop(program, INTERRUPTED, 143)
+        return _stop(program, interrupted, 143)
     except KeyboardInterrupt:
-        return _stop(program, INTERRUPTED, 130)
-    return 0
+        return _stop(program, interrupted, 130)
 
 
 def _terminate(*_) -> None:

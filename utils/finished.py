@@ -13,10 +13,11 @@ from utils.data import Dataset
 from utils.errors import UserError
 from utils.fitting import CMDModel
 from utils.flat import layer_names, layer_sizes
+from utils.method_cmd import load_cmd
 from utils.ranks import ALONE
 from utils.records import Record
-from utils.run import TRAJECTORY
-from utils.trajectory import Trajectory, TrajectoryError
+from utils.run import TRAJECTORY, TRAJECTORY_SUMS
+from utils.trajectory import Trajectory
 
 
 class FinishedRun:
@@ -73,10 +74,8 @@ class FinishedRun:
         Raises UserError if they are not all there.
         """
         path, n_weights = self.require(TRAJECTORY), sum(size for _, size in self.layers)
-        try:
-            trajectory = Trajectory(path, n_weights)
-        except TrajectoryError as error:
-            raise UserError(f"{error}; this makes it anew: {self.command} --overwrite") from error
+        sums = self.record.store.sums(TRAJECTORY_SUMS, writable=False)
+        trajectory = Trajectory(path, n_weights, sums=sums)
         if len(trajectory) < self.settings.epochs:
             raise UserError(
                 f"{path} holds {len(trajectory)} of {self.settings.epochs} epochs; this goes on "
@@ -117,10 +116,7 @@ class FinishedRun:
         Raises UserError if they are not there or of another model.
         """
         path = self.require("cmd_posthoc.pt", "--cmd_PostHoc True")
-        try:
-            cmd = CMDModel.load(path)
-        except ValueError as error:
-            raise UserError(f"{error}; remove it, and this makes it: {self.command}") from error
+        cmd = load_cmd(self.record.store, path.name)
         if cmd.n_weights != sum(size for _, size in self.layers):
             raise UserError(
                 f"{path} is of a model of {cmd.n_weights:,} weights, not of this run: remove it, "

@@ -80,9 +80,13 @@ class CMDModel:
         """The same parameters on another device."""
         return CMDModel(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
+    def state(self) -> dict[str, Tensor]:
+        """The parameters by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     def save(self, path: str | PathLike) -> None:
         """Write the parameters to `path`, whole or not at all."""
-        save_tensors({field.name: getattr(self, field.name) for field in fields(self)}, path)
+        save_tensors(self.state(), path)
 
     @classmethod
     def load(cls, path: str | PathLike) -> "CMDModel":
@@ -90,13 +94,29 @@ class CMDModel:
 
         Raises ValueError if the file is something else, OSError if it cannot be read.
         """
-        state = load_tensors(path)
+        try:
+            return cls.of_state(load_tensors(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def of_state(cls, state: dict) -> "CMDModel":
+        """The parameters in what `state` gave.
+
+        Raises ValueError if they are something else, or do not fit together.
+        """
         names = {field.name for field in fields(cls)}
         if set(state) != names or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError(f"{path} does not hold CMD parameters")
+            raise ValueError("these are not CMD's parameters")
         model = cls(**state)
-        if not model.a.shape == model.b.shape == model.mode.shape:
-            raise ValueError(f"{path}: a, b and mode differ in length")
+        if model.a.ndim != 1 or not model.a.shape == model.b.shape == model.mode.shape:
+            raise ValueError("a, b and mode differ in length")
+        for index, end in ((model.mode, model.modes), (model.reference, model.n_weights)):
+            within = not index.is_floating_point() and bool(((index >= 0) & (index < end)).all())
+            if not within:
+                raise ValueError(f"modes or references are not from 0 to below {end}")
+        if model.reference_history.shape[1:] != model.reference.shape:
+            raise ValueError("the references have no history")
         return model
 
 

@@ -17,6 +17,7 @@ from utils.errors import UserError
 from utils.method import Method
 from utils.seeding import epoch_generator
 from utils.settings import Settings
+from utils.store import AFRESH, usable
 
 if TYPE_CHECKING:
     from utils.run import Run
@@ -52,7 +53,14 @@ class EMA(Method):
                     f"--ema True: the run in {run.folder} was trained without it, and its steps "
                     "are gone: choose another --results_dir, or --overwrite to start afresh"
                 )
-            self.average.load_state_dict(state)
+            tested = (run.metrics.has(self.name, epoch) for epoch in range(run.epochs_done - 1))
+            if not all(tested):
+                raise UserError(
+                    f"--ema True: {run.metrics.path} lacks rows of it, whose averages are gone: "
+                    "--ema '' leaves it out, --overwrite starts afresh"
+                )
+            with usable(run.folder, AFRESH):
+                self.average.load_state_dict(state)
         run.follow_steps(self.name, self.average)
 
     def follow(self, epoch: int, module: nn.Module) -> nn.Module:

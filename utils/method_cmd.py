@@ -14,6 +14,7 @@ from utils.flat import layer_sizes, read_vector, write_vector
 from utils.method import Method
 from utils.online import OnlineCMD
 from utils.settings import Settings
+from utils.store import ANEW, Store, usable
 
 if TYPE_CHECKING:
     from utils.run import Run
@@ -29,7 +30,7 @@ class _CMD(Method):
     @classmethod
     def n_parameters(cls, n_weights: int, settings: Settings, folder: Path) -> int:
         """a, b and mode of each weight, and each mode's reference with its curve."""
-        modes = CMDModel.load(folder / cls.files()[0]).modes
+        modes = load_cmd(Store.of(folder), cls.files()[0]).modes
         return 3 * n_weights + modes * (settings.epochs + 1)
 
 
@@ -63,7 +64,7 @@ class OnlineCMDMethod(_CMD):
     def finish(self) -> None:
         cmd = self.online.model
         if self.run.ranks.first:
-            cmd.save(self.run.folder / self.files()[0])
+            self.run.store.save(cmd.state(), self.files()[0])
 
 
 class PostHocCMD(_CMD):
@@ -88,8 +89,8 @@ class PostHocCMD(_CMD):
         self.module = copy.deepcopy(run.model)
 
     def prepare(self) -> None:
-        run, settings, path = self.run, self.settings, self.run.folder / self.files()[0]
-        if not run.ranks.object_from_first(path.exists):
+        run, settings, name = self.run, self.settings, self.files()[0]
+        if not run.ranks.object_from_first((run.folder / name).exists):
             generator = torch.Generator().manual_seed(settings.seed)
             sample = sample_weights(layer_sizes(self.module), settings.samples, generator)
             cmd = fit_cmd(
@@ -101,9 +102,9 @@ class PostHocCMD(_CMD):
                 ranks=run.ranks,
             )
             if run.ranks.first:
-                cmd.save(path)
+                run.store.save(cmd.state(), name)
             run.ranks.wait()
-        cmd = CMDModel.load(path).to(run.device)
+        cmd = load_cmd(run.store, name).to(run.device)
         self._own = cmd.of_weights(run.ranks.share(run.n_weights))  # this rank's
 
     def follow(self, epoch: int, module: nn.Module) -> nn.Module:
@@ -111,6 +112,16 @@ class PostHocCMD(_CMD):
         part = own.reconstruct(read_vector(module)[own.reference])
         write_vector(ranks.gather(part, self.run.n_weights), self.module)
         return self.module
+
+
+def load_cmd(store: Store, name: str) -> CMDModel:
+    """CMD's parameters in a file of a run.
+
+    Raises UserError if it does not hold them.
+    """
+    state = store.load(name)
+    with usable(store.folder / name, ANEW):
+        return CMDModel.of_state(state)
 
 
 def online_cmd(run: "Run") -> OnlineCMD:

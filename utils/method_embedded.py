@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
-from utils.files import load_tensors, save_tensors
 from utils.flat import layer_sizes, read_vector, write_vector
 from utils.method import Method
 from utils.method_cmd import check_online, online_cmd
 from utils.settings import Settings
+from utils.store import ANEW, Store, usable
 
 if TYPE_CHECKING:
     from utils.run import Run
@@ -76,7 +76,7 @@ class EmbeddedCMD(Method):
     @classmethod
     def n_parameters(cls, n_weights: int, settings: Settings, folder: Path) -> int:
         """The weights that are still trained, epoch by epoch, and a, b, mode of the others."""
-        embedded = load_tensors(folder / cls.files()[0])["embedded_counts"].sum(1)
+        embedded = cls._result(folder)["embedded_counts"].sum(1)
         return n_weights * settings.epochs - int(embedded.sum()) + 3 * int(embedded[-1])
 
     @classmethod
@@ -86,14 +86,25 @@ class EmbeddedCMD(Method):
 
     @classmethod
     def share(cls, folder: Path) -> Tensor | None:
-        result = load_tensors(folder / cls.files()[0])
+        result = cls._result(folder)
         return result["embedded_counts"].sum(1) / result["layer_sizes"].sum()
+
+    @classmethod
+    def _result(cls, folder: Path) -> dict:
+        """What `finish` saved."""
+        result = Store.of(folder).load(cls.files()[0])
+        with usable(folder / cls.files()[0], ANEW):
+            if result["embedded_counts"].shape[1:] != result["layer_sizes"].shape:
+                raise ValueError("the counts are not of the layers")
+        return result
 
     def prepare(self) -> None:
         run = self.run
-        state_file = run.folder / self.scratch_files()[0]
-        if run.ranks.object_from_first(state_file.exists):
-            self._load_state(load_tensors(state_file))
+        name = self.scratch_files()[0]
+        if run.ranks.object_from_first((run.folder / name).exists):
+            state = run.store.load(name)
+            with usable(run.folder / name, ANEW):
+                self._load_state(state)
             return
         kept = run.kept_optimizer()
         if kept is None or kept["epoch"] != self.departs(self.settings):
@@ -126,7 +137,7 @@ class EmbeddedCMD(Method):
             if epoch >= first:
                 state = self._state()
                 if self.run.ranks.first:
-                    save_tensors(state, self.run.folder / self.scratch_files()[0])
+                    self.run.store.save(state, self.scratch_files()[0])
         return self.module if epoch >= first else module
 
     def finish(self) -> None:
@@ -141,7 +152,7 @@ class EmbeddedCMD(Method):
             "embedded_counts": torch.stack(self._counts),  # int64 [T, layers]
         }
         if self.run.ranks.first:
-            save_tensors(result, self.run.folder / self.files()[0])
+            self.run.store.save(result, self.files()[0])
             (self.run.folder / self.scratch_files()[0]).unlink(missing_ok=True)
 
     def _train(self, epoch: int) -> tuple[float, float]:

@@ -15,13 +15,13 @@ from torch.nn import functional
 from utils.arithmetic import BF16, TF32
 from utils.base_utils import count_correct
 from utils.errors import UserError
-from utils.files import load_tensors, save_tensors
 from utils.fitting import Snapshots
 from utils.flat import trainable_ranges, write_vector
 from utils.method import Method
 from utils.pbfgs import SubspaceBFGS
 from utils.seeding import epoch_generator
 from utils.settings import Settings
+from utils.store import ANEW, usable
 from utils.subspace import principal_directions
 
 if TYPE_CHECKING:
@@ -114,10 +114,11 @@ class PBFGS(Method):
             self.module, directions, settings.pbfgs_updates == EPOCH, run.ranks.sum
         )
         if run.ranks.object_from_first(self._state_file.exists):
-            state = load_tensors(self._state_file)
-            self._epoch, self.trained = state["epoch"], state["trained"]
-            self.module.load_state_dict(state["buffers"], strict=False)
-            self._bfgs.load_state_dict(state["bfgs"])
+            state = run.store.load(self._state_file.name)
+            with usable(self._state_file, ANEW):
+                self._epoch, self.trained = state["epoch"], state["trained"]
+                self.module.load_state_dict(state["buffers"], strict=False)
+                self._bfgs.load_state_dict(state["bfgs"])
 
     def follow(self, epoch: int, module: nn.Module) -> nn.Module:
         if epoch < self.departs(self.settings):
@@ -132,7 +133,7 @@ class PBFGS(Method):
                 "bfgs": self._bfgs.state_dict(),
             }
             if self.run.ranks.first:
-                save_tensors(state, self._state_file)
+                self.run.store.save(state, self._state_file.name)
         return self.module
 
     def finish(self) -> None:

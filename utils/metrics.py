@@ -2,12 +2,12 @@
 
 import csv
 import io
-import os
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import append, digest, write_text
+from utils.sums import Sums
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,18 @@ COLUMNS = [field.name for field in fields(Row)]
 class Metrics:
     """The rows of a metrics.csv, read once and appended to."""
 
-    def __init__(self, path: Path, writable: bool = True) -> None:
+    def __init__(self, path: Path, writable: bool = True, sums: Sums | None = None) -> None:
         """Open the file, or create it; a last line cut short by a kill is dropped.
 
         writable: whether the file is to be mended so that rows can be added.
+        sums: the rows' checksums, in any order; None where a row is not held to one.
 
-        Raises UserError if it is not a metrics file.
+        Raises UserError if it is not a metrics file, or a row is not as it was written.
         """
-        self.path = path
+        self.path, self._sums = path, sums
         self._rows: dict[tuple[str, int], Row] = {}
         header = ",".join(COLUMNS) + "\n"
-        text = path.read_text() if path.exists() else ""
+        text = path.read_text(errors="replace") if path.exists() else ""
         lines = text.splitlines(keepends=True)
         if lines and not lines[-1].endswith("\n"):
             lines.pop()
@@ -61,12 +62,18 @@ class Metrics:
             raise UserError(
                 f"{path} is not a metrics file of this suite: --overwrite starts afresh"
             )
-        for number, values in enumerate(csv.reader(lines[1:]), start=2):
+        known = None if sums is None else set(sums.digests)
+        for number, line in enumerate(lines[1:], start=2):
             try:
-                row = Row.parse(values)
-            except (TypeError, ValueError) as error:
+                if known is not None and digest(line.encode()) not in known:
+                    raise ValueError("no such row was written")
+                row = Row.parse(next(csv.reader([line])))
+            except (TypeError, ValueError, StopIteration, csv.Error) as error:
+                held = "" if sums is None else f" by {sums.path.name}"
                 raise UserError(
-                    f"{path}, line {number}: not a row of metrics: --overwrite starts afresh"
+                    f"{path}, line {number}: not a row of this run's metrics{held}: remove the "
+                    "line, and the run's command tests that epoch again, or --overwrite starts "
+                    "afresh"
                 ) from error
             self._rows[row.method, row.epoch] = row
         if writable and "".join(lines) != text:
@@ -83,20 +90,19 @@ class Metrics:
 
     def write(self, row: Row) -> None:
         """Append a row to the file."""
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            file.write(row.text())
-            file.flush()
-            os.fsync(file.fileno())
+        if self._sums is not None:  # first, so that a row without a checksum is a damaged one
+            self._sums.add(row.text().encode())
+        append(self.path, row.text())
 
     @classmethod
-    def stored(cls, path: Path) -> "Metrics":
+    def stored(cls, path: Path, sums: Sums | None = None) -> "Metrics":
         """The rows of a file that is there, which is left as it is.
 
-        Raises UserError if it is not a metrics file or not there.
+        Raises UserError if it is not a metrics file or not there, or a row is not as written.
         """
         if not path.exists():
             raise UserError(f"{path} is not there")
-        return cls(path, writable=False)
+        return cls(path, writable=False, sums=sums)
 
     def has(self, method: str, epoch: int) -> bool:
         return (method, epoch) in self._rows

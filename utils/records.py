@@ -1,6 +1,5 @@
 """What is known of a run from its small files alone: configuration, metrics, summary."""
 
-import json
 import shutil
 from pathlib import Path
 from statistics import fmean
@@ -8,15 +7,18 @@ from statistics import fmean
 from utils.errors import UserError
 from utils.metrics import Metrics
 from utils.report import LAST
-from utils.run import CONFIG, METRICS, SUMMARY
+from utils.run import METRICS, METRICS_SUMS, SUMMARY
 from utils.settings import Settings
+from utils.store import CONFIG, Store, read_config, usable
+
+KEPT = (CONFIG, METRICS, METRICS_SUMS, SUMMARY)
 
 
 class Record:
     """A run's settings, the commands that made it and its metrics; nothing is written.
 
-    settings: Settings. commands: those that made the run, in order. classes: the names of the
-    data set's. hardware: the processor and torch's version.
+    store: reads the run's files. settings: Settings. commands: those that made the run, in order.
+    classes: the names of the data set's. hardware: the processor and torch's version.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -25,19 +27,19 @@ class Record:
         Raises UserError if there is none or a file of it is damaged.
         """
         self.folder = folder
-        path = folder / CONFIG
-        if not path.exists():
+        if not (folder / CONFIG).exists():
             raise UserError(f"{folder} holds no run")
-        try:
-            config = json.loads(path.read_text())
+        config = read_config(folder)
+        remedy = "it may be of another version of this suite"
+        with usable(folder / CONFIG, remedy):
             self.settings = Settings(**config["settings"])
             self.commands = [str(command) for command in config["commands"]]
             self.classes = [str(name) for name in config["classes"]]
             environment = config["environment"]
             self.hardware = f"{environment['processor']}, torch {environment['versions']['torch']}"
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged, or of another version of this suite") from error
-        self.metrics = Metrics.stored(folder / METRICS)
+        self.store = Store.of(folder)
+        sums = self.store.sums(METRICS_SUMS, writable=False)
+        self.metrics = Metrics.stored(folder / METRICS, sums)
 
     def epochs(self, method: str) -> int:
         """How many epochs of a method are known."""
@@ -58,6 +60,6 @@ class Record:
     def copy_to(self, folder: Path) -> None:
         """Keep the run's small files in another folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG, METRICS, SUMMARY):
+        for name in KEPT:
             if (self.folder / name).exists():
                 shutil.copyfile(self.folder / name, folder / name)

@@ -7,7 +7,6 @@ it, and shows the methods the stored snapshots again, testing only where a row i
 """
 
 import copy
-import json
 import math
 import shutil
 import time
@@ -26,7 +25,7 @@ from utils.background import Background
 from utils.base_utils import evaluate, get_model, train_epoch
 from utils.data import Dataset
 from utils.errors import UserError
-from utils.files import load_tensors, save_tensors, write_json
+from utils.files import remove_drafts
 from utils.flat import layer_sizes, read_vector, write_vector
 from utils.lock import FolderLock
 from utils.method_embedded import EmbeddedCMD
@@ -34,17 +33,20 @@ from utils.methods import METHODS, Method
 from utils.metrics import Metrics, Row
 from utils.ranks import ALONE, Ranks
 from utils.seeding import INITIAL_WEIGHTS, epoch_generator, stream_seed
-from utils.settings import Settings, environment
-from utils.trajectory import Trajectory, TrajectoryError
+from utils.settings import Settings, differences, environment
+from utils.store import AFRESH, CONFIG, Store, read_config, usable
+from utils.trajectory import Trajectory
 
-CONFIG, CHECKPOINT, TRAJECTORY = "config.json", "checkpoint.pt", "trajectory.npy"
-KEPT_OPTIMIZER = "optimizer.pt"
+CHECKPOINT, KEPT_OPTIMIZER = "checkpoint.pt", "optimizer.pt"
+TRAJECTORY, TRAJECTORY_SUMS = "trajectory.npy", "trajectory.sums"
 TEST_BATCH_SIZE = {
     "cpu": 500,
     "cuda": 1000,
 }  # where the result does not depend on it; else the training's
-METRICS, SUMMARY, PLOT = "metrics.csv", "summary.json", "all_methods_test_acc.png"
-OWN_FILES = (CONFIG, CHECKPOINT, KEPT_OPTIMIZER, TRAJECTORY, METRICS, SUMMARY, PLOT)
+METRICS, METRICS_SUMS = "metrics.csv", "metrics.sums"
+SUMMARY, PLOT = "summary.json", "all_methods_test_acc.png"
+OWN_FILES = (CONFIG, CHECKPOINT, KEPT_OPTIMIZER, TRAJECTORY, TRAJECTORY_SUMS)
+OWN_FILES += (METRICS, METRICS_SUMS, SUMMARY, PLOT)
 OWN_FILES += tuple(
     file for method in METHODS for file in (*method.files(), *method.scratch_files())
 )
@@ -119,17 +121,26 @@ class Run:
             self._lock = self._lock or FolderLock(folder)
             for name in OWN_FILES:
                 (folder / name).unlink(missing_ok=True)
+            self.store = Store.new(folder)
             self._write_config([], environment(device, self.ranks.size))
+        self.store = Store.of(folder)
+        if self.ranks.first:
+            remove_drafts(folder, OWN_FILES)
         self._replayed: nn.Module | None = None
         self._averages: dict[str, AveragedModel] = {}  # that take in every step
         self.step_states: dict[str, dict] = {}  # theirs, where the run goes on
         self.train_history: list[tuple[float, float, float]] = []  # loss, accuracy, seconds
-        try:
-            self.trajectory = Trajectory(folder / TRAJECTORY, self.n_weights, self._background.wait)
-            self._load_checkpoint()
-        except (TrajectoryError, ValueError) as error:
-            raise UserError(f"{error}: --overwrite starts afresh") from error
-        self.metrics = Metrics(folder / METRICS, writable=self.ranks.first)
+        writable = self.ranks.first
+        self.trajectory = Trajectory(
+            folder / TRAJECTORY,
+            self.n_weights,
+            self._background.wait,
+            self.store.sums(TRAJECTORY_SUMS, writable=writable),
+        )
+        self._load_checkpoint()
+        self.metrics = Metrics(
+            folder / METRICS, writable, self.store.sums(METRICS_SUMS, writable=writable)
+        )
         if self.ranks.first:
             self._record(command)
 
@@ -169,8 +180,9 @@ class Run:
 
     def kept_optimizer(self) -> dict | None:
         """The optimizer's and the schedule's state at the epoch where embedding may begin."""
-        path = self.folder / KEPT_OPTIMIZER
-        return load_tensors(path) if path.exists() else None
+        if not (self.folder / KEPT_OPTIMIZER).exists():
+            return None
+        return self.store.load(KEPT_OPTIMIZER, f"--cmd_embed '' leaves it out, {AFRESH}")
 
     def remaining(self, methods: Sequence[type[Method]]) -> list[type[Method]]:
         """The methods that have an epoch to be tested or a file to be saved."""
@@ -313,13 +325,15 @@ class Run:
         """Write what an epoch leaves behind."""
         own = self.ranks.share(self.n_weights)
         self.trajectory.write(theta[own], own.start)
+        if self.ranks.first:
+            self.trajectory.seal(theta)
         self.ranks.wait_in_background()
         self.trajectory.count(in_file=self.ranks.first)
         if self.ranks.first:
             if epoch == EmbeddedCMD.departs(self.settings):
                 kept = {"epoch": epoch} | {name: state[name] for name in ("optimizer", "scheduler")}
-                save_tensors(kept, self.folder / KEPT_OPTIMIZER)
-            save_tensors(state, self.folder / CHECKPOINT)
+                self.store.save(kept, KEPT_OPTIMIZER)
+            self.store.save(state, CHECKPOINT)
 
     def _build_model(self, num_classes: int) -> nn.Module:
         options = {"weights": self.settings.weights} if self.entry.pretrained else {}
@@ -334,8 +348,7 @@ class Run:
         return model.to(self.device, memory_format=torch.channels_last)
 
     def _matches_stored(self) -> bool:
-        path = self.folder / CONFIG
-        if not path.exists():
+        if not (self.folder / CONFIG).exists():
             foreign = [name for name in OWN_FILES if (self.folder / name).exists()]
             if foreign:
                 raise UserError(
@@ -343,21 +356,19 @@ class Run:
                     "--results_dir, or --overwrite to start afresh"
                 )
             return False
-        stored_metrics = Metrics(self.folder / METRICS)
+        config = read_config(self.folder)
+        stored_metrics = Metrics(self.folder / METRICS, writable=False)
         undecided = {
             name
             for method in METHODS
             if not stored_metrics.of(method.name)
             for name in method.own_settings
         }
-        try:
-            config = json.loads(path.read_text())
-            differences = self.settings.differences(config["settings"], undecided)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged: --overwrite starts afresh") from error
-        if differences:
+        with usable(self.folder / CONFIG, AFRESH):
+            found = differences(self.settings, config["settings"], undecided)
+        if found:
             raise UserError(
-                f"{self.folder} holds a run with other settings: {'; '.join(differences)}; "
+                f"{self.folder} holds a run with other settings: {'; '.join(found)}; "
                 "choose another --results_dir, or --overwrite to start afresh"
             )
         return True
@@ -370,11 +381,11 @@ class Run:
             "commands": commands,
             "environment": where,
         }
-        write_json(config, self.folder / CONFIG)
+        self.store.write_config(config)
 
     def _record(self, command: str) -> None:
         """Add the command to those that made the run, and have the settings as they are now."""
-        config = json.loads((self.folder / CONFIG).read_text())
+        config = read_config(self.folder)
         commands = config.get("commands", [])
         if command and command not in commands:
             commands.append(command)
@@ -411,16 +422,17 @@ class Run:
     def _load_checkpoint(self) -> None:
         path = self.folder / CHECKPOINT
         if path.exists():
-            state = load_tensors(path)
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.scheduler is not None:
-                self.scheduler.load_state_dict(state["scheduler"])
-            self.train_history = [tuple(entry) for entry in state["train_history"]]
-            self.step_states = state["averages"]
+            state = self.store.load(CHECKPOINT, AFRESH)
+            with usable(path, AFRESH):
+                self.model.load_state_dict(state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                if self.scheduler is not None:
+                    self.scheduler.load_state_dict(state["scheduler"])
+                self.train_history = [tuple(entry) for entry in state["train_history"]]
+                self.step_states = state["averages"]
         if len(self.trajectory) < self.epochs_done:
-            raise ValueError(
+            raise UserError(
                 f"{self.trajectory.path} holds {len(self.trajectory)} snapshots, "
-                f"{self.epochs_done} epochs were trained"
+                f"{self.epochs_done} epochs were trained: {AFRESH}"
             )
         self.trajectory.truncate(self.epochs_done)

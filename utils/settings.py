@@ -54,23 +54,25 @@ class Settings:
     precision: str = "fp32"
     test_batch_size: int | None = None
 
-    def differences(self, stored: dict, undecided: Collection[str] = ()) -> list[str]:
-        """Where `stored`, settings from a file, differ: one phrase each, naming the flag.
 
-        undecided: names of settings that nothing stored depends on yet.
-        """
-        stored = {field.name: field.default for field in fields(self)} | stored
-        phrases = []
-        for name, here in asdict(self).items():
-            if name in undecided:
-                continue
-            if stored[name] is MISSING:
-                phrases.append(f"--{name} is {here} here and not recorded there")
-            elif stored[name] != here and name == "data":
-                phrases.append("the images (--data_dir) are not the same")
-            elif stored[name] != here:
-                phrases.append(f"--{name} is {here} here and {stored[name]} there")
-        return phrases
+def differences(settings, stored: dict, undecided: Collection[str] = ()) -> list[str]:
+    """Where settings from a file differ: one phrase each, naming the flag.
+
+    settings: Settings, or another dataclass of flags with the images' fingerprint in `data`.
+    undecided: names of settings that nothing stored depends on yet.
+    """
+    stored = {field.name: field.default for field in fields(settings)} | stored
+    phrases = []
+    for name, here in asdict(settings).items():
+        if name in undecided:
+            continue
+        if stored[name] is MISSING:
+            phrases.append(f"--{name} is {here} here and not recorded there")
+        elif stored[name] != here and name == "data":
+            phrases.append("the images (--data_dir) are not the same")
+        elif stored[name] != here:
+            phrases.append(f"--{name} is {here} here and {stored[name]} there")
+    return phrases
 
 
 def environment(device: torch.device, n_ranks: int = 1) -> dict:

@@ -1,7 +1,6 @@
 """From the command line to the settings and the place of a federated run."""
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +9,11 @@ from utils.base_utils import get_model
 from utils.devices import choose_device
 from utils.errors import UserError
 from utils.federated.client import images_of, parts_of
-from utils.federated.rounds import Place
-from utils.federated.settings import FederatedSettings
+from utils.federated.rounds import Place, checkpoint_of
+from utils.federated.settings import METHODS, FederatedSettings
 from utils.flat import layer_sizes
-
-CONFIG = "config.json"
+from utils.settings import differences
+from utils.store import AFRESH, CONFIG, Store, read_config, usable
 
 
 def prepare(args: argparse.Namespace) -> tuple[FederatedSettings, Place]:
@@ -39,25 +38,24 @@ def prepare(args: argparse.Namespace) -> tuple[FederatedSettings, Place]:
             f"--modes {settings.modes}, --samples {settings.samples} and the model's "
             f"{n_weights:,} weights must not decrease"
         )
+    store = Store.new(folder)
     if not args.overwrite and (folder / CONFIG).exists():
         require_same(settings, folder)
-    return settings, Place(folder, device, args.data_dir, args.timeout, n_weights)
+        store = Store.of(folder)
+    return settings, Place(store, device, args.data_dir, args.timeout, n_weights)
 
 
 def require_same(settings: FederatedSettings, folder: Path) -> None:
     """Raise UserError unless the results in a folder are of these settings."""
-    path = folder / CONFIG
-    try:
-        stored = json.loads(path.read_text())["settings"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: --overwrite starts afresh") from error
-    for name, here in vars(settings).items():
-        if stored.get(name) != here:
-            raise UserError(
-                f"{folder} holds a run with other settings: --{name} is {here} here and "
-                f"{stored.get(name)} there; choose another --results_dir, or --overwrite to start "
-                "afresh"
-            )
+    config = read_config(folder)
+    done = [method for method in METHODS if (folder / checkpoint_of(method)).exists()]
+    with usable(folder / CONFIG, AFRESH):
+        found = differences(settings, config["settings"], settings.undecided(done))
+    if found:
+        raise UserError(
+            f"{folder} holds a run with other settings: {'; '.join(found)}; choose another "
+            "--results_dir, or --overwrite to start afresh"
+        )
 
 
 def make_settings(args: argparse.Namespace) -> FederatedSettings:

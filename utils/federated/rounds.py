@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,16 +10,14 @@ from torch import Tensor
 
 from utils.arithmetic import Arithmetic
 from utils.base_utils import evaluate
-from utils.errors import UserError
 from utils.federated.client import images_of
 from utils.federated.flower import ArrayRecord, Grid
 from utils.federated.settings import LABELS, FederatedSettings
 from utils.federated.strategy import ExchangeStrategy
-from utils.files import load_tensors, save_tensors
 from utils.flat import read_vector, write_vector
 from utils.seeding import INITIAL_WEIGHTS, stream_seed
+from utils.store import ANEW, Store, usable
 
-CHECKPOINT = "checkpoint.pt"
 TEST_BATCH_SIZE = 500  # where it is no part of the result
 
 
@@ -48,14 +45,19 @@ class Round:
 
 @dataclass(frozen=True)
 class Place:
-    """Where it is done: the folder of the results, the device, where the images lie, and how long
+    """Where it is done: the results' store, the device, where the images lie, and how long
     clients may take, in seconds. n_weights: N."""
 
-    folder: Path
+    store: Store
     device: torch.device
     data_dir: str
     timeout: float
     n_weights: int
+
+
+def checkpoint_of(method: str) -> str:
+    """The file in the store from which a method goes on."""
+    return f"{method}/checkpoint.pt"
 
 
 def run_rounds(
@@ -67,7 +69,7 @@ def run_rounds(
 ) -> list[Round]:
     """What is left of a method's rounds; returns all of them.
 
-    Raises UserError if what lies in the folder is damaged.
+    Raises UserError if what lies in the store is damaged.
     """
     dataset, _ = images_of(
         settings.model, settings.dataset, place.data_dir, settings.limit, str(place.device)
@@ -84,14 +86,14 @@ def run_rounds(
     }
     strategy = ExchangeStrategy(server, order, settings.clients, settings.fraction, settings.seed)
     history: list[Round] = []
-    path = place.folder / CHECKPOINT
+    name = checkpoint_of(method)
+    path = place.store.folder / name
+    path.parent.mkdir(exist_ok=True)
     if path.exists():
-        try:
-            state = load_tensors(path)
+        state = place.store.load(name)
+        with usable(path, ANEW):
             server.load_state_dict(_unpacked(state["server"]))
             history = [Round(**row) for row in state["history"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}): --overwrite starts afresh") from error
         strategy.round = len(history)
     if len(history) == settings.rounds:
         return history
@@ -116,7 +118,7 @@ def run_rounds(
         )  # fmt: skip
         start = now
         rows = [asdict(row) for row in history]
-        save_tensors({"server": _packed(server.state_dict()), "history": rows}, path)
+        place.store.save({"server": _packed(server.state_dict()), "history": rows}, name)
         say(_line(method, history[-1], settings.rounds))
 
     strategy.start(

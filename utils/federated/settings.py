@@ -1,6 +1,7 @@
 """What a federated result depends on."""
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -13,6 +14,11 @@ from utils.federated.fedavg import FedAvgClient, FedAvgServer
 from utils.federated.freezing import FreezingClient, FreezingServer, FreezingSettings
 
 FEDAVG, CMD, APF, A_APF = METHODS = ("fedavg", "cmd", "apf", "a-apf")
+OWN_SETTINGS = {  # that matter to one method alone, or to the two of a kind
+    CMD: ("modes", "samples", "warmup_cmd", "embed_window", "embed_perc", "embed_max"),
+    APF: ("apf_alpha", "apf_threshold", "apf_every"),
+    A_APF: ("apf_alpha", "apf_threshold", "apf_every"),
+}
 LABELS = {FEDAVG: "FedAvg", CMD: "CMD", APF: "APF", A_APF: "A-APF"}
 COLORS = {FEDAVG: "#666666", CMD: "#0072B2", APF: "#D55E00", A_APF: "#E69F00"}
 
@@ -58,6 +64,11 @@ class FederatedSettings:
         """A model without pretrained weights."""
         options = {"weights": "none"} if self.entry.pretrained else {}
         return self.entry.build(num_classes=n_classes, **options)
+
+    def undecided(self, done: Collection[str]) -> set[str]:
+        """The settings on which nothing depends that the methods in `done` have done."""
+        decided = {name for method in done for name in OWN_SETTINGS.get(method, ())}
+        return {name for names in OWN_SETTINGS.values() for name in names} - decided
 
     def text(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

@@ -7,7 +7,6 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from utils.files import load_tensors
 from utils.finished import FinishedRun
 from utils.method_embedded import EmbeddedCMD
 from utils.style import STYLE, label_layers, layer_height, save
@@ -18,7 +17,7 @@ FLAG = "--cmd_embed True"
 def draw_embedding(run: FinishedRun, path: Path, formats: Sequence[str]) -> list[Path]:
     """The share of all weights embedded after each epoch, and below it of each layer's. Returns
     the files."""
-    result = load_tensors(run.require(EmbeddedCMD.files()[0], FLAG))
+    result = run.record.store.load(run.require(EmbeddedCMD.files()[0], FLAG).name)
     counts, sizes = result["embedded_counts"].numpy(), result["layer_sizes"].numpy()
     n_epochs, names = len(counts), [name for name, _ in run.layers]
     mean = 100 * counts.sum(1).mean() / sizes.sum()
