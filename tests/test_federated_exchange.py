@@ -292,3 +292,33 @@ def test_too_few_images_are_said():
         partition(np.zeros(30, dtype=int), 4, "iid", 1, 0)
     with pytest.raises(UserError, match=r"--alpha 0\.001"):
         partition(np.arange(200) % 2, 10, "dirichlet", 0.001, 0)
+
+
+def test_embedded_weights_pass_their_gradient_on():
+    """Against autograd's of a loss that is a function of the live weights alone."""
+    draw = np.random.default_rng(0)
+    n_weights, client = 30, CMDClient(30)
+    client.mode = draw.integers(0, 3, n_weights).astype(np.int8)
+    client.reference = np.array([4, 11, 20])
+    client.mode[client.reference] = np.arange(3)
+    client.embedded = draw.random(n_weights) < 0.6
+    client.embedded[client.reference] = False
+    client.live = ~client.embedded
+    client.a, client.b = (draw.normal(size=n_weights).astype(np.float32) for _ in range(2))
+    theta = torch.from_numpy(client.restrained(draw.normal(size=n_weights).astype(np.float32)))
+    target = torch.from_numpy(draw.normal(size=(n_weights, n_weights)).astype(np.float32))
+
+    def loss(weights):
+        return (target @ weights).square().sum() + weights.sin().sum()
+
+    free = theta.clone().requires_grad_()
+    loss(free).backward()
+    live = theta.clone().requires_grad_()
+    modelled = torch.from_numpy(client.a) * live[client.reference][
+        client.mode.astype(np.int64)
+    ] + torch.from_numpy(client.b)
+    loss(torch.where(torch.from_numpy(client.embedded), modelled, live)).backward()
+    assert client.redirects and not CMDClient(3).redirects
+    found = client.restrained_gradient(free.grad.numpy())
+    np.testing.assert_allclose(found, live.grad.numpy(), rtol=1e-4, atol=1e-3)
+    assert not found[client.embedded].any()

@@ -34,7 +34,7 @@ class EmbeddingSettings:
     modes: int = 10
     samples: int = 1000
     warmup: int = 10
-    window: int = 4
+    window: int = 3
     percentage: float = 10.0
     most: float = 70.0
     seed: int = 0
@@ -146,6 +146,18 @@ class CMDClient(ClientSide):
 
     def restrained(self, theta: Vector) -> Vector:
         return self._embed(theta)
+
+    @property
+    def redirects(self) -> bool:
+        return self.restrains
+
+    def restrained_gradient(self, gradient: Vector) -> Vector:
+        """By the chain rule: an embedded weight's goes, times a, to its reference."""
+        passed_on = np.where(self.embedded, self.a * gradient, 0)
+        total = np.bincount(self.mode, weights=passed_on, minlength=len(self.reference))
+        own = np.where(self.embedded, np.float32(0), gradient)
+        own[self.reference] += total.astype(np.float32)
+        return own
 
     def _take_news(self, package: Package) -> None:
         arrays = package.arrays

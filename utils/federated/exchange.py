@@ -101,8 +101,11 @@ class ClientSide(ABC):
     """A method's client: what it knows of the synchronised weights.
 
     theta: float32 [N], equal to the server's when the version was. version: None for nothing.
-    live: bool [N], the weights that it sends.
+    live: bool [N], the weights that it sends. redirects: whether `restrained_gradient` changes
+    anything now.
     """
+
+    redirects = False
 
     def __init__(self, n_weights: int) -> None:
         self.theta = np.zeros(n_weights, dtype=np.float32)
@@ -131,6 +134,10 @@ class ClientSide(ABC):
     def restrained(self, theta: Vector) -> Vector:
         """The client's model after a local step, given what the step made of it."""
         return theta
+
+    def restrained_gradient(self, gradient: Vector) -> Vector:
+        """The loss's gradient as a function of what may move, given that of all weights."""
+        return gradient
 
     def up(self, theta: Vector) -> Package:
         """The answer, given the trained weights."""

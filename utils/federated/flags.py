@@ -109,7 +109,7 @@ def add_embedding_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--embed_window",
         type=at_least(1),
-        default=4,
+        default=3,
         metavar="L",
         help="rounds from one embedding to the next (default: %(default)s)",
     )
