@@ -29,6 +29,8 @@ def run_command(
     """
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
     try:
         with contextlib.redirect_stdout(io.StringIO() if is_another() else sys.stdout):
             return work() or 0
@@ -54,5 +56,6 @@ def _terminate(*_) -> None:
 
 def _stop(program: str, message: str, code: int) -> int:
     if not is_another():  # all processes stop for the same reason
-        print(f"{program}: {message}", file=sys.stderr)
+        words = message.encode(errors="backslashreplace").decode()
+        print(f"{program}: {words}", file=sys.stderr)
     return code

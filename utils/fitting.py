@@ -28,6 +28,10 @@ GPU_PART_WEIGHTS = 1 << 24
 STAGED_ELEMENTS = 1 << 25
 
 
+# A reference's standard deviation at and below which a = σᵢ / σᵣ might not be finite in float32.
+STILL = 1e-30
+
+
 @dataclass
 class CMDModel:
     """The CMD parameters of N weights in M modes: w_i(t) ≈ a_i · w_r(t) + b_i.
@@ -236,8 +240,9 @@ class ReferenceMoments:
 
     def table(self) -> Tensor:
         """What `coefficients` needs of each mode: float64 [2, M], 1 / square and the mean."""
-        # 1 / ∞ = 0: no slope where the reference never moved
-        square = torch.where(self.square > 0, self.square, math.inf)
+        # 1 / ∞ = 0: no slope where the reference never moved, or by less than float32 can be
+        # multiplied by
+        square = torch.where(self.square > self.count * STILL**2, self.square, math.inf)
         return torch.stack([square.reciprocal(), self.mean])
 
 
@@ -246,7 +251,8 @@ def coefficients(mean: Tensor, covariance: Tensor, of_reference: Tensor) -> Tens
 
     mean, covariance: float64 [n], of each weight and with its reference (a sum, not divided by
     T). of_reference: float64 [2, n], `per_weight` of the references' table; a and b replace it.
-    Where the reference does not move, a = 0 and b is the mean.
+    Where the reference does not move (its standard deviation is at most STILL), a = 0 and b is the
+    mean.
     """
     scale, reference_mean = of_reference
     scale.mul_(covariance)

@@ -54,15 +54,16 @@ def _list_images(data_dir: Path) -> tuple[list[Samples], list[str]]:
     formats = {
         ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN
     }
+
+    def is_image(path: str) -> bool:
+        name = Path(path).name
+        return not name.startswith(".") and Path(name).suffix.lower() in formats
+
     folders = []
     for split in SPLITS:
         try:
-            folders.append(
-                ImageFolder(
-                    str(data_dir / split),
-                    is_valid_file=lambda path: Path(path).suffix.lower() in formats,
-                )
-            )
+            _refuse_loops(data_dir / split)
+            folders.append(_VisibleFolder(str(data_dir / split), is_valid_file=is_image))
         except FileNotFoundError as error:
             reason = str(error).splitlines()[0].split(" Supported extensions")[0].rstrip(".")
             raise UserError(
@@ -82,6 +83,34 @@ def _list_images(data_dir: Path) -> tuple[list[Samples], list[str]]:
     return [train.samples, [(path, to_train[label]) for path, label in test.samples]], train.classes
 
 
+class _VisibleFolder(ImageFolder):
+    """Without the hidden folders that other programs leave beside the classes."""
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        names = sorted(
+            entry.name
+            for entry in os.scandir(directory)
+            if entry.is_dir() and not entry.name.startswith(".")
+        )
+        if not names:
+            raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
+        return names, {name: label for label, name in enumerate(names)}
+
+
+def _refuse_loops(split: Path) -> None:
+    """Raise UserError if a link leads back to a folder that it lies in: images would be counted
+    again and again."""
+    for here, folders, _ in os.walk(split, followlinks=True):
+        for name in folders:
+            folder = Path(here) / name
+            if folder.is_symlink():
+                inside, target = Path(here).resolve(), folder.resolve()
+                if inside.is_relative_to(target):
+                    raise UserError(
+                        f"--data_dir: {folder} is a link to a folder that it lies in: remove it"
+                    )
+
+
 def _common_size(listings: list[Samples], size: int) -> int:
     sizes = set()
     for path, _ in (sample for samples in listings for sample in samples):
@@ -98,7 +127,8 @@ def _listing_key(data_dir: Path, listings: list[Samples], size: int) -> str:
     digest = hashlib.blake2b(f"{size}".encode(), digest_size=16)
     for samples in listings:
         for path, label in samples:
-            status = Path(path).stat()
+            with _readable(path):
+                status = Path(path).stat()
             entry = (path[len(str(data_dir)) :], label, status.st_size, status.st_mtime_ns)
             digest.update(repr(entry).encode(errors="surrogateescape"))
     return digest.hexdigest()
@@ -110,7 +140,7 @@ def _decode(samples: Samples, size: int) -> tuple[Tensor, Tensor]:
     def decode_into(index: int) -> None:
         path = samples[index][0]
         with _readable(path), Image.open(path) as image:
-            image = image.convert("RGB")
+            image = _as_rgb(image)
             if image.size != (size, size):
                 image = image.resize((size, size), Image.Resampling.BICUBIC)
             images[index] = torch.from_numpy(np.array(image))
@@ -125,6 +155,20 @@ def _decode(samples: Samples, size: int) -> tuple[Tensor, Tensor]:
     finally:
         pool.shutdown(cancel_futures=True)  # do not decode the rest after a bad image or Ctrl-C
     return images, torch.tensor([label for _, label in samples])
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """The image in 8-bit RGB, without its transparency.
+
+    Raises ValueError if its numbers have no known range.
+    """
+    if image.mode.startswith("I;16"):  # Pillow would cut off what is above 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of Pillow's mode {image.mode}, of no known range")
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 @contextlib.contextmanager

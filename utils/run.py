@@ -10,6 +10,7 @@ import copy
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -251,6 +252,10 @@ class Run:
                     self.test_batch_size,
                     self.arithmetic,
                     self.ranks,
+                )
+            if not math.isfinite(result[0]):
+                warnings.warn(
+                    f"{method.label}: its test loss in epoch {epoch} is {result[0]}", stacklevel=2
                 )
             seconds = time.perf_counter() - start
             if method.trains:
