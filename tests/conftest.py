@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -49,3 +50,6 @@ def command():
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+hypothesis.settings.register_profile("thorough")

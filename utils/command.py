@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 
+from utils.arguments import one_line
 from utils.errors import UserError
 from utils.ranks import OtherRankFailedError, is_another
 
@@ -56,6 +57,5 @@ def _terminate(*_) -> None:
 
 def _stop(program: str, message: str, code: int) -> int:
     if not is_another():  # all processes stop for the same reason
-        words = message.encode(errors="backslashreplace").decode()
-        print(f"{program}: {words}", file=sys.stderr)
+        print(f"{program}: {one_line(message)}", file=sys.stderr)
     return code
