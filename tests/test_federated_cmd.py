@@ -141,7 +141,7 @@ def test_fedavg_by_hand(tmp_path):
     settings = settings_of(3)
     path = tmp_path / "ours"
     run_rounds(InProcessGrid(app, 3), settings, "fedavg", place_at(path), lambda words: None)
-    ours = torch.load(path / "checkpoint.pt", weights_only=True)["server"]["theta"]
+    ours = torch.load(path / "fedavg/checkpoint.pt", weights_only=True)["server"]["theta"]
 
     dataset, _ = images_of("lenet", "digits", "data", 200, "cpu")
     parts = parts_of(settings, dataset)
@@ -282,7 +282,7 @@ def test_damage_is_named(finished, tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:1000])
     argv = [*SMALL, "--rounds", "5", "--results_dir", str(tmp_path / "copy")]
     assert federated_cmd.main(argv) == 2
-    assert f"{path} is damaged" in capsys.readouterr().err
+    assert f"{path} is cut short" in capsys.readouterr().err
 
 
 def test_on_ray(tmp_path):
