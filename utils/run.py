@@ -253,7 +253,7 @@ class Run:
                     self.arithmetic,
                     self.ranks,
                 )
-            if not math.isfinite(result[0]):
+            if follower is not module and not math.isfinite(result[0]):
                 warnings.warn(
                     f"{method.label}: its test loss in epoch {epoch} is {result[0]}", stacklevel=2
                 )
