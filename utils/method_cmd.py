@@ -14,7 +14,7 @@ from utils.flat import layer_sizes, read_vector, write_vector
 from utils.method import Method
 from utils.online import OnlineCMD
 from utils.settings import Settings
-from utils.store import ANEW, Store, usable
+from utils.store import Store
 
 if TYPE_CHECKING:
     from utils.run import Run
@@ -119,8 +119,7 @@ def load_cmd(store: Store, name: str) -> CMDModel:
 
     Raises UserError if it does not hold them.
     """
-    state = store.load(name)
-    with usable(store.folder / name, ANEW):
+    with store.reading(name) as state:
         return CMDModel.of_state(state)
 
 

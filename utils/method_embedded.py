@@ -13,7 +13,7 @@ from utils.flat import layer_sizes, read_vector, write_vector
 from utils.method import Method
 from utils.method_cmd import check_online, online_cmd
 from utils.settings import Settings
-from utils.store import ANEW, Store, usable
+from utils.store import Store
 
 if TYPE_CHECKING:
     from utils.run import Run
@@ -92,18 +92,16 @@ class EmbeddedCMD(Method):
     @classmethod
     def _result(cls, folder: Path) -> dict:
         """What `finish` saved."""
-        result = Store.of(folder).load(cls.files()[0])
-        with usable(folder / cls.files()[0], ANEW):
+        with Store.of(folder).reading(cls.files()[0]) as result:
             if result["embedded_counts"].shape[1:] != result["layer_sizes"].shape:
                 raise ValueError("the counts are not of the layers")
-        return result
+            return result
 
     def prepare(self) -> None:
         run = self.run
         name = self.scratch_files()[0]
         if run.ranks.object_from_first((run.folder / name).exists):
-            state = run.store.load(name)
-            with usable(run.folder / name, ANEW):
+            with run.store.reading(name) as state:
                 self._load_state(state)
             return
         kept = run.kept_optimizer()

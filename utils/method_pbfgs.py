@@ -21,7 +21,6 @@ from utils.method import Method
 from utils.pbfgs import SubspaceBFGS
 from utils.seeding import epoch_generator
 from utils.settings import Settings
-from utils.store import ANEW, usable
 from utils.subspace import principal_directions
 
 if TYPE_CHECKING:
@@ -114,8 +113,7 @@ class PBFGS(Method):
             self.module, directions, settings.pbfgs_updates == EPOCH, run.ranks.sum
         )
         if run.ranks.object_from_first(self._state_file.exists):
-            state = run.store.load(self._state_file.name)
-            with usable(self._state_file, ANEW):
+            with run.store.reading(self._state_file.name) as state:
                 self._epoch, self.trained = state["epoch"], state["trained"]
                 self.module.load_state_dict(state["buffers"], strict=False)
                 self._bfgs.load_state_dict(state["bfgs"])

@@ -37,7 +37,7 @@ class Record:
             self.classes = [str(name) for name in config["classes"]]
             environment = config["environment"]
             self.hardware = f"{environment['processor']}, torch {environment['versions']['torch']}"
-        self.store = Store.of(folder)
+        self.store = Store(folder, config["run"])
         sums = self.store.sums(METRICS_SUMS, writable=False)
         self.metrics = Metrics.stored(folder / METRICS, sums)
 

@@ -425,10 +425,8 @@ class Run:
         }
 
     def _load_checkpoint(self) -> None:
-        path = self.folder / CHECKPOINT
-        if path.exists():
-            state = self.store.load(CHECKPOINT, AFRESH)
-            with usable(path, AFRESH):
+        if (self.folder / CHECKPOINT).exists():
+            with self.store.reading(CHECKPOINT, AFRESH) as state:
                 self.model.load_state_dict(state["model"])
                 self.optimizer.load_state_dict(state["optimizer"])
                 if self.scheduler is not None:

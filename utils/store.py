@@ -48,8 +48,18 @@ class Store:
 
         Raises UserError, ending in the remedy, if the file is damaged or of another run.
         """
+        with self.reading(name, remedy) as state:
+            return state
+
+    @contextlib.contextmanager
+    def reading(self, name: str, remedy: str = ANEW) -> Iterator[dict]:
+        """A block that takes in what `save` wrote.
+
+        Raises UserError, ending in the remedy, if the file is damaged or of another run, or the
+        block cannot use it.
+        """
         with usable(self.folder / name, remedy):
-            return load_tensors(self.folder / name, self.run)
+            yield load_tensors(self.folder / name, self.run)
 
     def sums(self, name: str, remedy: str = AFRESH, writable: bool = True) -> Sums:
         """The checksums in a file.

@@ -16,7 +16,7 @@ from utils.federated.settings import LABELS, FederatedSettings
 from utils.federated.strategy import ExchangeStrategy
 from utils.flat import read_vector, write_vector
 from utils.seeding import INITIAL_WEIGHTS, stream_seed
-from utils.store import ANEW, Store, usable
+from utils.store import Store
 
 TEST_BATCH_SIZE = 500  # where it is no part of the result
 
@@ -90,8 +90,7 @@ def run_rounds(
     path = place.store.folder / name
     path.parent.mkdir(exist_ok=True)
     if path.exists():
-        state = place.store.load(name)
-        with usable(path, ANEW):
+        with place.store.reading(name) as state:
             server.load_state_dict(_unpacked(state["server"]))
             history = [Round(**row) for row in state["history"]]
         strategy.round = len(history)
