@@ -11,6 +11,11 @@ RESULTS_DIR/federated/MODEL_PARTITION; the same command goes on where it was sto
 `pip install -r requirements-federated.txt`.
 """
 
+if __name__ == "__main__":  # before anything large is imported
+    from utils.interrupts import end_quietly
+
+    end_quietly()
+
 import argparse
 import json
 import shlex
@@ -28,7 +33,7 @@ try:
     from utils.federated.prepare import prepare
     from utils.federated.report import plot, summarise, table, write_rounds
     from utils.federated.rounds import Place, Round, checkpoint_of, run_rounds
-    from utils.federated.runners import RUNNERS
+    from utils.federated.runners import RUNNERS, leave
     from utils.federated.settings import METHODS, FederatedSettings
 except ImportError as missing:
     if not str(missing.name).startswith("flwr"):
@@ -132,4 +137,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -10,9 +10,13 @@ Every run is one of train_cmd.py, whose command is printed, and what is there al
 again: stopped, the same command goes on. `--epochs` other than a model's own scales all warm-ups.
 """
 
+if __name__ == "__main__":  # before anything large is imported
+    from utils.interrupts import end_quietly
+
+    end_quietly()
+
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +26,7 @@ from utils.arguments import Parser
 from utils.base_utils import MODELS, get_model
 from utils.command import run_command
 from utils.errors import UserError
+from utils.interrupts import leave
 from utils.methods import METHODS
 from utils.paper import TABLES, Row, Table, methods_of
 from utils.records import Record
@@ -185,4 +190,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

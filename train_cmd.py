@@ -12,6 +12,11 @@ comes from the model's line in `get_model()` (utils/base_utils.py). Results go t
 RESULTS_DIR/MODEL; a run that was interrupted goes on when the same command is given again.
 """
 
+if __name__ == "__main__":  # before anything large is imported
+    from utils.interrupts import end_quietly
+
+    end_quietly()
+
 import argparse
 import shlex
 import sys
@@ -27,6 +32,7 @@ from utils.base_utils import get_model
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import write_json
+from utils.interrupts import leave
 from utils.methods import METHODS, Method
 from utils.metrics import Row
 from utils.plots import plot_test_accuracy
@@ -224,4 +230,4 @@ def print_epoch(run: Run, epoch: int, rows: list[Row], just_trained: bool = Fals
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -12,8 +12,12 @@ The run is one of train_cmd.py, in RESULTS_DIR/MODEL, or with --seeds in RESULTS
 where all pictures but `accuracy` are of the first seed. Each is written as PNG and PDF.
 """
 
+if __name__ == "__main__":  # before anything large is imported
+    from utils.interrupts import end_quietly
+
+    end_quietly()
+
 import argparse
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +32,7 @@ from utils.command import run_command
 from utils.devices import choose_device
 from utils.errors import UserError
 from utils.finished import FinishedRun
+from utils.interrupts import leave
 from utils.methods import METHODS
 from utils.pictures.correlation import draw_correlation
 from utils.pictures.dynamics import draw_dynamics
@@ -228,4 +233,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -3,6 +3,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Several tests run side by side. Before torch is imported, and for the processes of tests.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import hypothesis
 import pytest
 import torch

@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from utils.federated.flower import Message
 from utils.federated.messages import content_of, package_of, recall
 from utils.federated.rounds import Place, run_rounds
 from utils.federated.runners import InProcessGrid
-from utils.federated.settings import METHODS
+from utils.federated.settings import CHECKPOINT_BYTES, METHODS
 from utils.flat import read_vector
 from utils.store import Store
 
@@ -110,6 +111,32 @@ def test_who_hangs_is_left_out(tmp_path, capsys):
         capsys.readouterr().err
     )
     assert len(history) == 3 and history[1].down_messages == 3
+
+
+def test_who_hangs_does_not_keep_the_process_from_ending():
+    code = """
+import torch
+from utils.federated.exchange import Package
+from utils.federated.flower import Message, MessageType
+from utils.federated.messages import content_of
+from utils.federated.runners import InProcessGrid, leave
+
+def hung(message, context):
+    weights = torch.ones(300, 300, requires_grad=True)
+    while True:
+        (weights @ weights).sum().backward()
+
+grid = InProcessGrid(hung, 1)
+asked = Message(content_of(Package()), 1, MessageType.TRAIN)
+reply, = grid.send_and_receive([asked], timeout=0.5)
+print(reply.error.reason)
+leave(3)
+"""
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, "no answer in 0.5 s\n", "")
 
 
 def test_nobody_answers(tmp_path, capsys):
@@ -205,6 +232,8 @@ def test_a_run_leaves_everything(finished):
     for name in ("config.json", "summary.json", "rounds.csv", "federated.png"):
         assert (folder / name).stat().st_size > 0
     assert len(rows_of(finished)) == 1 + 4 * 5
+    for method, room in CHECKPOINT_BYTES.items():
+        assert (folder / method / "checkpoint.pt").stat().st_size <= room * 548_878
 
 
 def test_again_when_finished_trains_nothing(finished, monkeypatch, capsys):
@@ -265,6 +294,17 @@ def test_bad_input(flags, words, tmp_path, capsys):
         code = exit_.code
     error = capsys.readouterr().err
     assert code == 2 and words in error and "Traceback" not in error
+    assert not any(tmp_path.iterdir())
+
+
+def test_no_room_is_said_before_the_first_round(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "utils.files.shutil.disk_usage", lambda path: SimpleNamespace(free=20_000_000)
+    )
+    argv = [*SMALL, "--results_dir", str(tmp_path), "--methods", "fedavg", "cmd"]
+    assert federated_cmd.main(argv) == 2
+    error = capsys.readouterr().err
+    assert "(2 checkpoints), 20,000,000 are free" in error and error.count("\n") == 1
     assert not any(tmp_path.iterdir())
 
 

@@ -267,7 +267,7 @@ def test_no_room_for_the_trajectory_is_said_before_training(main, results, monke
     class Usage:
         free = 10_000_000
 
-    monkeypatch.setattr("utils.run.shutil.disk_usage", lambda path: Usage)
+    monkeypatch.setattr("utils.files.shutil.disk_usage", lambda path: Usage)
     monkeypatch.setattr("utils.run.train_epoch", None)
     code = main(*SHORT)
     assert_one_line_error(capsys, code, ["--results_dir", "bytes", "10,000,000 are free"])

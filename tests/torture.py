@@ -4,9 +4,9 @@
 
 A run has every method on, on the handwritten digits. A killed run is started again at once, and
 killed again, until it finishes; then its metrics (all but the seconds) and CMD's parameters have to
-be those of the run left alone, and the next run begins. Signals come from the run's first line on
-(before, Python is still importing). SIGTERM and SIGINT have to end it within 5 s with exit code 143
-or 130 and one line; SIGKILL may come in the middle of anything.
+be those of the run left alone, and the next run begins. Signals come as soon as Python itself has
+started, and until the process has ended. SIGTERM and SIGINT have to end it within 5 s with exit
+code 143 or 130 and one line, or let it finish; SIGKILL may come in the middle of anything.
 """
 
 import sys
@@ -16,6 +16,7 @@ if __name__ == "__main__":  # the project's own packages, from wherever this is 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import argparse
+import contextlib
 import random
 import signal
 import subprocess
@@ -38,17 +39,23 @@ PATIENCE = 5.0  # seconds for an orderly end
 
 
 def start(results: Path) -> subprocess.Popen:
-    """The run as a process of its own, which has said its first line."""
-    results.mkdir(exist_ok=True)
-    said = results / "said"
-    with said.open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, ROOT / "train_cmd.py", *RUN, "--results_dir", results],
-            stdout=out, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        )  # fmt: skip
-    while process.poll() is None and not said.stat().st_size:
-        time.sleep(0.01)
+    """The run as a process of its own, which has begun with its first statement."""
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train_cmd.py", *RUN, "--results_dir", results],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    while process.poll() is None and not handles_sigterm(process.pid):
+        time.sleep(0.001)
     return process
+
+
+def handles_sigterm(process: int) -> bool:
+    """Whether a process would not just die of it (Linux)."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> signal.SIGTERM - 1 & 1)
+    return False
 
 
 def outcome(results: Path) -> tuple[list[str], dict]:
@@ -68,7 +75,7 @@ def same(one: tuple, other: tuple) -> bool:
     )  # fmt: skip
 
 
-def interrupt(process: subprocess.Popen, sent: signal.Signals, results: Path) -> str | None:
+def interrupt(process: subprocess.Popen, sent: signal.Signals) -> str | None:
     """Send a signal; returns what is wrong with how the process ended, if anything is."""
     process.send_signal(sent)
     begin = time.perf_counter()
@@ -78,8 +85,8 @@ def interrupt(process: subprocess.Popen, sent: signal.Signals, results: Path) ->
         process.kill()
         return f"{sent.name}: did not end"
     seconds, code = time.perf_counter() - begin, process.returncode
-    if code == 0 or "\nplot: " in (results / "said").read_text():
-        return None  # it was finished already; Python takes a moment to end, deaf to its handlers
+    if code == 0:
+        return None  # it was finished already
     if code != CODES[sent]:
         return f"{sent.name}: exit code {code}: {error[-300:]}"
     if sent != signal.SIGKILL:
@@ -99,6 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=100, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     args = parser.parse_args(argv)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by jobs in the background
     draw, wrong, sent = random.Random(args.seed), [], Counter()
     finished = 0
     with tempfile.TemporaryDirectory() as scratch:
@@ -122,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
                     try:
                         process.wait(draw.random() * whole)
                     except subprocess.TimeoutExpired:
-                        problem = interrupt(process, chosen, results)
+                        problem = interrupt(process, chosen)
                         sent[chosen] += 1
                         if problem:
                             wrong.append(problem)

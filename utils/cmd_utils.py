@@ -25,7 +25,10 @@ On a series of checkpoints, from the command line:
     python -m utils.cmd_utils epoch_*.pt --modes 10
 """
 
-import sys
+if __name__ == "__main__":  # before anything large is imported
+    from utils.interrupts import end_quietly
+
+    end_quietly()
 
 from utils.clustering import sample_weights
 from utils.fitting import CMDModel, fit_cmd
@@ -45,5 +48,6 @@ __all__ = [
 
 if __name__ == "__main__":
     from utils.cmd_checkpoints import main
+    from utils.interrupts import leave
 
-    sys.exit(main())
+    leave(main())

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from utils.arguments import one_line
 from utils.errors import UserError
+from utils.interrupts import handled
 from utils.ranks import OtherRankFailedError, is_another
 
 INTERRUPTED = "interrupted; what was finished is kept, and the same command goes on with it"
@@ -23,17 +24,20 @@ def run_command(
     program: str, where: str, work: Callable[[], int | None], interrupted: str = INTERRUPTED
 ) -> int:
     """Do the work; returns the exit code: the work's own or 0, 2 for what the user can mend, 130
-    and 143 when interrupted.
+    and 143 when interrupted. Must be called in the main thread.
 
     where: the flag and its value that say where results go. interrupted: what is said then.
     Of several processes on one run the first one speaks for all.
     """
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
-    signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
+    interruptible = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
     try:
-        with contextlib.redirect_stdout(io.StringIO() if is_another() else sys.stdout):
+        with (
+            handled(interruptible),
+            contextlib.redirect_stdout(io.StringIO() if is_another() else sys.stdout),
+        ):
             return work() or 0
     except UserError as error:
         return _stop(program, f"error: {error}", 2)

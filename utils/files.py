@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.interrupts import held_back
 
 MARK = b"CMD seal"
 RUN_BYTES, DIGEST_BYTES = 32, hashlib.sha256().digest_size
@@ -49,6 +50,19 @@ def room_for(path: Path, needed: int) -> Iterator[None]:
             f"{free:,} are free there: make room, and the same command goes on with what was "
             "finished"
         ) from error
+
+
+def require_room(folder: Path, needed: int, what: str) -> None:
+    """Raise UserError unless `needed` bytes, for `what`, are free where a run's folder is or will
+    be.
+    """
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise UserError(
+            f"--results_dir: {needed:,} bytes are needed in {folder} ({what}), {free:,} are free: "
+            "make room, or choose another --results_dir"
+        )
 
 
 def _full_disk(error: BaseException | None) -> OSError | None:
@@ -146,7 +160,8 @@ def save_tensors(state: dict, path: str | os.PathLike, run: str = "") -> None:
 
     run: the name of the run that it belongs to, at most 32 bytes.
     """
-    with atomic_write(path, tensor_bytes(state)) as file:
+    # torch makes its own error of an interruption that comes while it writes
+    with held_back(), atomic_write(path, tensor_bytes(state)) as file:
         torch.save(state, file)
         file.seek(-2, io.SEEK_END)  # the length of the comment, which is the last of an archive
         file.write(SEAL_BYTES.to_bytes(2, "little") + MARK + _run_field(run))

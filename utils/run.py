@@ -8,7 +8,6 @@ it, and shows the methods the stored snapshots again, testing only where a row i
 
 import copy
 import math
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +25,7 @@ from utils.background import Background
 from utils.base_utils import evaluate, get_model, train_epoch
 from utils.data import Dataset
 from utils.errors import UserError
-from utils.files import remove_drafts
+from utils.files import remove_drafts, require_room
 from utils.flat import layer_sizes, read_vector, write_vector
 from utils.lock import FolderLock
 from utils.method_embedded import EmbeddedCMD
@@ -403,16 +402,8 @@ class Run:
         already = sum(path.stat().st_size for path in own if path.exists())
         states = 3 if self.settings.optimizer == "adam" else 2
         needed = 4 * self.n_weights * (self.settings.epochs + 5 * states + 25)
-        existing = next(
-            path for path in (self.folder, *self.folder.resolve().parents) if path.exists()
-        )
-        free = shutil.disk_usage(existing).free
-        if needed - already > free:
-            raise UserError(
-                f"--results_dir {self.folder.parent}: the run needs {needed:,} bytes there "
-                f"({self.settings.epochs} snapshots of {self.n_weights:,} weights, and more), "
-                f"{free:,} are free: make room, or choose another --results_dir"
-            )
+        what = f"{self.settings.epochs} snapshots of {self.n_weights:,} weights, and more"
+        require_room(self.folder, needed - already, what)
 
     def _state(self) -> dict:
         """What the next epoch starts from."""

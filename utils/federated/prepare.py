@@ -10,7 +10,8 @@ from utils.devices import choose_device
 from utils.errors import UserError
 from utils.federated.client import images_of, parts_of
 from utils.federated.rounds import Place, checkpoint_of
-from utils.federated.settings import METHODS, FederatedSettings
+from utils.federated.settings import CHECKPOINT_BYTES, METHODS, FederatedSettings
+from utils.files import require_room
 from utils.flat import layer_sizes
 from utils.settings import differences
 from utils.store import AFRESH, CONFIG, Store, read_config, usable
@@ -38,6 +39,11 @@ def prepare(args: argparse.Namespace) -> tuple[FederatedSettings, Place]:
             f"--modes {settings.modes}, --samples {settings.samples} and the model's "
             f"{n_weights:,} weights must not decrease"
         )
+    own = [folder / checkpoint_of(method) for method in args.methods]
+    already = sum(path.stat().st_size for path in own if path.exists())
+    needed = [CHECKPOINT_BYTES[method] * n_weights for method in args.methods]
+    # each is kept, and one is there twice while it is replaced
+    require_room(folder, sum(needed) + max(needed) - already, f"{len(own)} checkpoints")
     store = Store.new(folder)
     if not args.overwrite and (folder / CONFIG).exists():
         require_same(settings, folder)

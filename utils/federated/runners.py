@@ -2,10 +2,15 @@
 
 import copy
 import itertools
+import os
+import sys
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as OutOfTime
+from typing import NoReturn
 
+from utils import interrupts
 from utils.federated.flower import (
     ClientApp,
     Context,
@@ -22,6 +27,7 @@ from utils.federated.flower import (
 
 RUN_ID, SERVER = 1, 0
 FAILED, LATE = 1, 2  # codes of errors
+CLIENT = "federated client"  # the name of threads
 
 
 class InProcessGrid(Grid):
@@ -85,17 +91,24 @@ class InProcessGrid(Grid):
         own = Context(  # what a client that fails has changed is thrown away
             RUN_ID, node, context.node_config, copy.copy(context.state), context.run_config
         )
-        pool = ThreadPoolExecutor(1)
+        answer: Future[Message] = Future()
+
+        def work() -> None:
+            try:
+                answer.set_result(self._client(message, own))
+            except BaseException as error:  # whatever a client may raise, also to end a process
+                answer.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
+
+        # not a pool's thread, for which Python waits as it ends, whether it answers or not
+        threading.Thread(target=work, name=CLIENT, daemon=True).start()
         try:
-            reply = pool.submit(self._client, message, own).result(timeout)
+            reply = answer.result(timeout and min(timeout, threading.TIMEOUT_MAX))
         except OutOfTime:
             reply = Message(Error(LATE, f"no answer in {timeout:g} s"), reply_to=message)
-        except Exception as error:  # whatever a client may raise
-            reply = Message(Error(FAILED, f"{type(error).__name__}: {error}"), reply_to=message)
+        except RuntimeError as error:
+            reply = Message(Error(FAILED, str(error)), reply_to=message)
         else:
             self.contexts[node] = own
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
         return reply
 
 
@@ -115,3 +128,14 @@ RUNNERS: dict[str, Callable[[ServerApp, ClientApp, int], None]] = {
     "inproc": in_process,
     "ray": on_ray,
 }
+
+
+def leave(code: int) -> NoReturn:
+    """End the process, whose work is done; at once if a client that was given up on is still at
+    work in it, around which torch would not let Python end.
+    """
+    if any(thread.name == CLIENT for thread in threading.enumerate()):
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        os._exit(code)
+    interrupts.leave(code)

@@ -19,6 +19,7 @@ OWN_SETTINGS = {  # that matter to one method alone, or to the two of a kind
     APF: ("apf_alpha", "apf_threshold", "apf_every"),
     A_APF: ("apf_alpha", "apf_threshold", "apf_every"),
 }
+CHECKPOINT_BYTES = {FEDAVG: 6, CMD: 40, APF: 29, A_APF: 29}  # for each weight, at the most
 LABELS = {FEDAVG: "FedAvg", CMD: "CMD", APF: "APF", A_APF: "A-APF"}
 COLORS = {FEDAVG: "#666666", CMD: "#0072B2", APF: "#D55E00", A_APF: "#E69F00"}
 

@@ -1,0 +1,67 @@
+"""Ctrl-C and SIGTERM where they cannot raise an exception that gets through.
+
+Without torch, so that a command can begin with `end_quietly` before it imports anything large.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Handler = Callable | int | None  # as signal.getsignal returns it
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """A block at whose end SIGINT and SIGTERM take effect, if they came in it.
+
+    Python handles signals in its main thread; in any other this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    with handled(dict.fromkeys(SIGNALS, lambda number, _: came.append(number))):
+        yield
+    for number in came[:1]:
+        signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def handled(handlers: dict[int, Handler]) -> Iterator[None]:
+    """A block in which signals have these handlers, but for those that are ignored."""
+    before = {number: signal.getsignal(number) for number in handlers}
+    try:
+        for number, handler in handlers.items():
+            if before[number] is not signal.SIG_IGN:
+                signal.signal(number, handler)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def end_quietly() -> None:
+    """From now on have SIGINT and SIGTERM, unless ignored, end this process at once, with one line
+    and exit code 130 or 143."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process, whose work is done, whatever signal comes."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
+
+
+def _end(number: int, _) -> NoReturn:
+    if int(os.environ.get("RANK", "0")) == 0:  # of several processes the first speaks for all
+        os.write(2, f"{Path(sys.argv[0]).name}: interrupted\n".encode())
+    os._exit(128 + number)
