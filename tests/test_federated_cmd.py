@@ -200,10 +200,12 @@ def test_frozen_and_embedded_weights_are_restrained_in_every_step(method):
     client.theta, client.live = theta.copy(), np.random.default_rng(0).random(len(theta)) < 0.5
     expected = client.theta[~client.live]
     if method == "cmd":
-        client.embedded, client.reference = ~client.live, np.flatnonzero(client.live)[:1]
-        client.a += 2
-        client.b -= 1
-        expected = np.full((~client.live).sum(), 2 * (theta[client.reference[0]] + 1) - 1)
+        reference = np.flatnonzero(client.live)[:1]
+        client.coefficients = replace(
+            client.coefficients, a=np.full_like(theta, 2), b=np.full_like(theta, -1),
+            reference=reference, embedded=~client.live,
+        )  # fmt: skip
+        expected = np.full((~client.live).sum(), 2 * (theta[reference[0]] + 1) - 1)
     for parameter in model.parameters():
         parameter.data.add_(1)
     restrain(client, model)

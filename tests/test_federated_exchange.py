@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from utils.errors import UserError
+from utils.federated.coefficients import Coefficients
 from utils.federated.embedding import CMDClient, CMDServer, EmbeddingSettings
 from utils.federated.exchange import OutOfStepError, Package, weighted_mean
 from utils.federated.fedavg import FedAvgClient, FedAvgServer
@@ -172,17 +173,18 @@ def test_weighted_mean():
 def test_an_embedded_weight_is_its_references_affine_function():
     server, clients = sides("cmd", 2)
     play(server, clients, 25, lambda number: range(2))
-    which = server.embedded
-    assert which.any() and not which[server.reference].any()
-    expected = server.a * server.theta[server.reference[server.mode]] + server.b
+    known = server.coefficients
+    which = known.embedded
+    assert which.any() and not which[known.reference].any()
+    expected = known.a * server.theta[known.reference[known.mode]] + known.b
     assert np.array_equal(server.theta[which], expected[which])
-    assert np.array_equal(clients[0].embedded | server._latest, which)
+    assert np.array_equal(clients[0].coefficients.embedded | server._latest, which)
 
 
 def test_no_more_than_the_most_are_embedded():
     server, clients = sides("cmd", 2)
     play(server, clients, 40, lambda number: range(2))
-    assert server.embedded.sum() == 70 * N // 100
+    assert server.coefficients.embedded.sum() == 70 * N // 100
 
 
 def test_coefficients_are_sent_once():
@@ -190,12 +192,13 @@ def test_coefficients_are_sent_once():
     packages, _ = play(server, clients, 25, lambda number: range(2))
     downs = packages[0::4]  # to the first client
     told = [p for p in downs if "a" in p.arrays]
-    assert sum(len(p.arrays["a"]) for p in told) == int((server.embedded & ~server._latest).sum())
+    known = server.coefficients
+    assert sum(len(p.arrays["a"]) for p in told) == int((known.embedded & ~server._latest).sum())
     for package in told:
         count = len(package.arrays["a"])
         assert package.payload == (
             4 * len(package.arrays["values"]) + 9 * count + -(-N // 8)
-            + 4 * len(server.reference)
+            + 4 * len(known.reference)
         )  # fmt: skip
 
 
@@ -298,13 +301,12 @@ def test_embedded_weights_pass_their_gradient_on():
     """Against autograd's of a loss that is a function of the live weights alone."""
     draw = np.random.default_rng(0)
     n_weights, client = 30, CMDClient(30)
-    client.mode = draw.integers(0, 3, n_weights).astype(np.int8)
-    client.reference = np.array([4, 11, 20])
-    client.mode[client.reference] = np.arange(3)
-    client.embedded = draw.random(n_weights) < 0.6
-    client.embedded[client.reference] = False
-    client.live = ~client.embedded
-    client.a, client.b = (draw.normal(size=n_weights).astype(np.float32) for _ in range(2))
+    reference, mode = np.array([4, 11, 20]), draw.integers(0, 3, n_weights).astype(np.int8)
+    mode[reference] = np.arange(3)
+    embedded = draw.random(n_weights) < 0.6
+    embedded[reference] = False
+    a, b = (draw.normal(size=n_weights).astype(np.float32) for _ in range(2))
+    client.coefficients, client.live = Coefficients(a, b, mode, reference, embedded), ~embedded
     theta = torch.from_numpy(client.restrained(draw.normal(size=n_weights).astype(np.float32)))
     target = torch.from_numpy(draw.normal(size=(n_weights, n_weights)).astype(np.float32))
 
@@ -314,11 +316,9 @@ def test_embedded_weights_pass_their_gradient_on():
     free = theta.clone().requires_grad_()
     loss(free).backward()
     live = theta.clone().requires_grad_()
-    modelled = torch.from_numpy(client.a) * live[client.reference][
-        client.mode.astype(np.int64)
-    ] + torch.from_numpy(client.b)
-    loss(torch.where(torch.from_numpy(client.embedded), modelled, live)).backward()
+    modelled = torch.from_numpy(a) * live[reference][mode.astype(np.int64)] + torch.from_numpy(b)
+    loss(torch.where(torch.from_numpy(embedded), modelled, live)).backward()
     assert client.redirects and not CMDClient(3).redirects
     found = client.restrained_gradient(free.grad.numpy())
     np.testing.assert_allclose(found, live.grad.numpy(), rtol=1e-4, atol=1e-3)
-    assert not found[client.embedded].any()
+    assert not found[embedded].any()

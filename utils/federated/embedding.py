@@ -8,17 +8,16 @@ direction; a, b and mode are sent once. References are always sent.
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import nn
 
+from utils.federated.coefficients import Coefficients
 from utils.federated.exchange import ClientSide, Package, ServerSide, Vector
 from utils.flat import write_vector
 from utils.online import OnlineCMD
-
-ARRAYS = ("a", "b", "mode", "reference", "embedded")
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,6 @@ class EmbeddingSettings:
     seed: int = 0
 
 
-def affine(theta: Vector, a: Vector, b: Vector, mode: np.ndarray, reference: np.ndarray) -> Vector:
-    """a · w_r + b, float32, each operation rounded by itself: the same on every machine."""
-    return a * theta[reference[mode]] + b
-
-
 class CMDServer(ServerSide):
     """The server of embedded CMD."""
 
@@ -56,80 +50,72 @@ class CMDServer(ServerSide):
             module, settings.modes, settings.samples, settings.warmup, settings.seed
         )
         self._followed = copy.deepcopy(module)  # θ as a module, which is what CMD follows
-        n_weights = len(theta)
-        self.a, self.b = (np.zeros(n_weights, dtype=np.float32) for _ in range(2))
-        self.mode = np.zeros(n_weights, dtype=np.int8)
-        self.reference = np.zeros(0, dtype=np.int64)
-        self.embedded = np.zeros(n_weights, dtype=bool)
-        self._latest = np.zeros(n_weights, dtype=bool)  # embedded when this version was made
+        self.coefficients = Coefficients.none(len(theta))  # of weights not embedded: at the last L
+        self._latest = self.coefficients.embedded  # embedded when this version was made
 
     def _news(self) -> Package:
-        return Package({"values": self.theta[self.live]} | self._coefficients(self._latest))
+        return Package({"values": self.theta[self.live]} | self._told(self._latest))
 
     def _everything(self) -> Package:
-        return Package({"values": self.theta[self.live]} | self._coefficients(self.embedded))
+        return Package({"values": self.theta[self.live]} | self._told(self.coefficients.embedded))
 
-    def _coefficients(self, which: np.ndarray) -> dict[str, np.ndarray]:
+    def _told(self, which: np.ndarray) -> dict[str, np.ndarray]:
         """What has to be known of the weights in `which`: 9 bytes for each, a bit for others."""
         if not which.any():
             return {}
+        known = self.coefficients
         return {
             "which": np.packbits(which),
-            "a": self.a[which],
-            "b": self.b[which],
-            "mode": self.mode[which],
-            "reference": self.reference.astype(np.int32),
+            "a": known.a[which],
+            "b": known.b[which],
+            "mode": known.mode[which],
+            "reference": known.reference.astype(np.int32),
         }
 
     def _aggregated(self) -> None:
         settings, round_number = self.settings, self.version - 1  # rounds count from 0 as epochs do
-        self._set_embedded()
+        self.theta = self.coefficients.apply(self.theta)
         write_vector(torch.from_numpy(self.theta), self._followed)
         self._online.update_parameters(self._followed)
-        self._latest = np.zeros_like(self.embedded)
+        self._latest = np.zeros_like(self._latest)
         if round_number < settings.warmup:
             return
         if round_number == settings.warmup:
             cmd = self._online.model
-            self.a, self.b = cmd.a.numpy().copy(), cmd.b.numpy().copy()
-            self.mode, self.reference = cmd.mode.numpy().copy(), cmd.reference.numpy().copy()
+            a, b, mode, reference = (
+                each.numpy().copy() for each in (cmd.a, cmd.b, cmd.mode, cmd.reference)
+            )
+            self.coefficients = Coefficients(a, b, mode, reference, self._latest)
         elif (round_number - settings.warmup) % settings.window == 0:
             self._embed_more()
 
     def _embed_more(self) -> None:
-        cmd = self._online.model
+        settings, known, cmd = self.settings, self.coefficients, self._online.model
         a, b = cmd.a.numpy(), cmd.b.numpy()
-        change = np.hypot((a - self.a).astype(np.float64), (b - self.b).astype(np.float64))
-        change[self.embedded] = np.inf
-        change[self.reference] = np.inf  # never embedded
-        n_weights, settings = len(change), self.settings
-        room = int(n_weights * settings.most / 100) - int(self.embedded.sum())
+        change = np.hypot((a - known.a).astype(np.float64), (b - known.b).astype(np.float64))
+        change[known.embedded] = np.inf
+        change[known.reference] = np.inf  # never embedded
+        n_weights = len(change)
+        room = int(n_weights * settings.most / 100) - int(known.embedded.sum())
         free = min(room, int(np.isfinite(change).sum()))
         count = min(math.ceil(n_weights * settings.percentage / 100), free)
         self._latest[np.argsort(change, kind="stable")[:count]] = True
-        self.a = np.where(self.embedded, self.a, a)
-        self.b = np.where(self.embedded, self.b, b)
-        self.embedded |= self._latest
-        self.live = ~self.embedded
-        self._set_embedded()
-
-    def _set_embedded(self) -> None:
-        which = self.embedded
-        if which.any():
-            self.theta[which] = affine(
-                self.theta, self.a[which], self.b[which], self.mode[which], self.reference
-            )
+        self.coefficients = replace(
+            known,
+            a=np.where(known.embedded, known.a, a),
+            b=np.where(known.embedded, known.b, b),
+            embedded=known.embedded | self._latest,
+        )
+        self.live = ~self.coefficients.embedded
+        self.theta = self.coefficients.apply(self.theta)
 
     def state_dict(self) -> dict:
-        own = {name: getattr(self, name) for name in ARRAYS}
-        return (
-            super().state_dict() | own | {"latest": self._latest, "cmd": self._online.state_dict()}
-        )
+        own = {"latest": self._latest, "cmd": self._online.state_dict()}
+        return super().state_dict() | self.coefficients.state_dict() | own
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        for name in ARRAYS:
-            setattr(self, name, state[name])
+        self.coefficients = Coefficients.of_state(state)
         self._latest = state["latest"]
         self._online.load_state_dict(state["cmd"])
 
@@ -139,56 +125,47 @@ class CMDClient(ClientSide):
 
     def __init__(self, n_weights: int) -> None:
         super().__init__(n_weights)
-        self.a, self.b = (np.zeros(n_weights, dtype=np.float32) for _ in range(2))
-        self.mode = np.zeros(n_weights, dtype=np.int8)
-        self.reference = np.zeros(0, dtype=np.int64)
-        self.embedded = np.zeros(n_weights, dtype=bool)
+        self.coefficients = Coefficients.none(n_weights)
 
     def restrained(self, theta: Vector) -> Vector:
-        return self._embed(theta)
+        return self.coefficients.apply(theta)
 
     @property
     def redirects(self) -> bool:
         return self.restrains
 
     def restrained_gradient(self, gradient: Vector) -> Vector:
-        """By the chain rule: an embedded weight's goes, times a, to its reference."""
-        passed_on = np.where(self.embedded, self.a * gradient, 0)
-        total = np.bincount(self.mode, weights=passed_on, minlength=len(self.reference))
-        own = np.where(self.embedded, np.float32(0), gradient)
-        own[self.reference] += total.astype(np.float32)
-        return own
+        return self.coefficients.gradient(gradient)
 
     def _take_news(self, package: Package) -> None:
         arrays = package.arrays
         if "which" in arrays:
-            n_weights = len(self.embedded)
-            which = np.unpackbits(arrays["which"], count=n_weights).astype(bool)
-            for name in ("a", "b", "mode"):
-                values = getattr(self, name).astype(arrays[name].dtype)
-                values[which] = arrays[name]
-                setattr(self, name, values)
-            self.reference = arrays["reference"].astype(np.int64)
-            self.embedded = self.embedded | which
-        self.live = ~self.embedded
+            self._learn(arrays)
+        self.live = ~self.coefficients.embedded
         theta = self.theta.copy()
         theta[self.live] = arrays["values"]
-        self.theta = self._embed(theta)
+        self.theta = self.coefficients.apply(theta)
+
+    def _learn(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take in what a server told of newly embedded weights."""
+        known = self.coefficients
+        which = np.unpackbits(arrays["which"], count=len(known.embedded)).astype(bool)
+        new = {}
+        for name in ("a", "b", "mode"):
+            new[name] = getattr(known, name).astype(arrays[name].dtype)
+            new[name][which] = arrays[name]
+        reference = arrays["reference"].astype(np.int64)
+        self.coefficients = Coefficients(
+            **new, reference=reference, embedded=known.embedded | which
+        )
 
     def _take_everything(self, package: Package) -> None:
-        self.embedded = np.zeros_like(self.embedded)
+        self.coefficients = Coefficients.none(len(self.theta))
         self._take_news(package)
 
-    def _embed(self, theta: Vector) -> Vector:
-        if not self.embedded.any():
-            return theta
-        modelled = affine(theta, self.a, self.b, self.mode, self.reference)
-        return np.where(self.embedded, modelled, theta)
-
     def state_dict(self) -> dict:
-        return super().state_dict() | {name: getattr(self, name) for name in ARRAYS}
+        return super().state_dict() | self.coefficients.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        for name in ARRAYS:
-            setattr(self, name, state[name])
+        self.coefficients = Coefficients.of_state(state)

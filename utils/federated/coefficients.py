@@ -1,0 +1,61 @@
+"""Which weights are embedded in their modes, and what that makes of θ and of a gradient."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from utils.federated.exchange import Vector
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """a, b: float32 [N], of the affine functions. mode: int [N]. reference: int64 [M], the modes'
+    reference weights. embedded: bool [N], the weights that are a · w_r + b."""
+
+    a: Vector
+    b: Vector
+    mode: np.ndarray
+    reference: np.ndarray
+    embedded: np.ndarray
+
+    @classmethod
+    def none(cls, n_weights: int) -> "Coefficients":
+        """Of N weights that are all live."""
+        zeros = np.zeros(n_weights, dtype=np.float32)
+        nothing = np.zeros(0, dtype=np.int64)
+        return cls(zeros, zeros, zeros.astype(np.int8), nothing, zeros.astype(bool))
+
+    @cached_property
+    def _of_embedded(self) -> tuple[np.ndarray, ...]:
+        """Where the embedded weights lie, their a and b, and where their references lie."""
+        where = np.flatnonzero(self.embedded)
+        return where, self.a[where], self.b[where], self.reference[self.mode[where]]
+
+    def apply(self, theta: Vector) -> Vector:
+        """θ with the embedded weights set by their references, each operation rounded by itself:
+        the same on every machine."""
+        where, a, b, reference = self._of_embedded
+        modelled = theta.copy()
+        modelled[where] = a * theta[reference] + b
+        return modelled
+
+    def gradient(self, gradient: Vector) -> Vector:
+        """The gradient as one of the live weights alone: by the chain rule, that of an embedded
+        weight goes, times a, to its reference."""
+        where, a, _, _ = self._of_embedded
+        passed_on = a * gradient[where]
+        total = np.bincount(self.mode[where], weights=passed_on, minlength=len(self.reference))
+        own = gradient.copy()
+        own[where] = 0
+        own[self.reference] += total.astype(np.float32)
+        return own
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The arrays by name, as the constructor takes them."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def of_state(cls, state: dict) -> "Coefficients":
+        """From what `state_dict` gave, among other things."""
+        return cls(**{name: state[name] for name in cls.__dataclass_fields__})
