@@ -49,7 +49,7 @@ class Training:
         step = 0.1 * self.random.normal(size=5) @ self.directions
         noise = 0.01 * self.random.normal(size=N)
         theta = (client.theta + step + noise).astype(np.float32)
-        return client.restrained(theta)
+        return client.restrained(theta, np.ones(len(theta), dtype=bool))
 
 
 def play(server, clients, rounds, present, seed=0):
@@ -297,28 +297,31 @@ def test_too_few_images_are_said():
         partition(np.arange(200) % 2, 10, "dirichlet", 0.001, 0)
 
 
-def test_embedded_weights_pass_their_gradient_on():
-    """Against autograd's of a loss that is a function of the live weights alone."""
+def test_a_step_is_projected_onto_what_the_modes_allow():
+    """Against numpy's least squares, in the values of the references."""
     draw = np.random.default_rng(0)
-    n_weights, client = 30, CMDClient(30)
-    reference, mode = np.array([4, 11, 20]), draw.integers(0, 3, n_weights).astype(np.int8)
+    n_weights, reference = 30, np.array([4, 11, 20])
+    mode = draw.integers(0, 3, n_weights).astype(np.int8)
     mode[reference] = np.arange(3)
     embedded = draw.random(n_weights) < 0.6
     embedded[reference] = False
-    a, b = (draw.normal(size=n_weights).astype(np.float32) for _ in range(2))
-    client.coefficients, client.live = Coefficients(a, b, mode, reference, embedded), ~embedded
-    theta = torch.from_numpy(client.restrained(draw.normal(size=n_weights).astype(np.float32)))
-    target = torch.from_numpy(draw.normal(size=(n_weights, n_weights)).astype(np.float32))
+    trained = draw.random(n_weights) < 0.8
+    trained[reference] = [True, True, False]
+    a, b, theta = (draw.normal(size=n_weights).astype(np.float32) for _ in range(3))
+    known = Coefficients(a, b, mode, reference, embedded)
+    found = known.project(theta, trained)
 
-    def loss(weights):
-        return (target @ weights).square().sum() + weights.sin().sum()
-
-    free = theta.clone().requires_grad_()
-    loss(free).backward()
-    live = theta.clone().requires_grad_()
-    modelled = torch.from_numpy(a) * live[reference][mode.astype(np.int64)] + torch.from_numpy(b)
-    loss(torch.where(torch.from_numpy(embedded), modelled, live)).backward()
-    assert client.redirects and not CMDClient(3).redirects
-    found = client.restrained_gradient(free.grad.numpy())
-    np.testing.assert_allclose(found, live.grad.numpy(), rtol=1e-4, atol=1e-3)
-    assert not found[embedded].any()
+    assert np.array_equal(found[~embedded & ~np.isin(np.arange(n_weights), reference)],
+                          theta[~embedded & ~np.isin(np.arange(n_weights), reference)])  # fmt: skip
+    assert np.array_equal(found, known.apply(found))
+    assert found[20] == theta[20]
+    for number in (0, 1):
+        pulls = np.flatnonzero(embedded & trained & (mode == number))
+        assert len(pulls) > 1
+        slope = np.append(a[pulls], 1)[:, None]
+        (nearest,), *_ = np.linalg.lstsq(
+            slope, np.append(theta[pulls] - b[pulls], theta[reference[number]]), rcond=None
+        )
+        assert found[reference[number]] == pytest.approx(nearest, rel=1e-5)
+    again = known.project(found, trained)
+    np.testing.assert_allclose(again, found, rtol=1e-5, atol=1e-6)

@@ -6,9 +6,7 @@ from utils.flat import (
     copy_integer_buffers,
     layer_names,
     layer_sizes,
-    read_gradient,
     read_vector,
-    write_gradient,
     write_vector,
 )
 
@@ -81,17 +79,3 @@ def test_refuses():
             read_vector(net, out=torch.zeros(length))
     with pytest.raises(ValueError, match="no floating-point"):
         read_vector(nn.ReLU())
-
-
-def test_gradients_lie_as_theta_does():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
-    model = model.to(memory_format=torch.channels_last)
-    model[3].bias.requires_grad_(False)
-    images = torch.randn(5, 3, 4, 4).to(memory_format=torch.channels_last)
-    model(images).square().sum().backward()
-    gradient, theta = read_gradient(model), read_vector(model)
-    write_gradient(2 * gradient, model)
-    assert torch.equal(read_gradient(model), 2 * gradient)
-    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.25).step()
-    torch.testing.assert_close(read_vector(model), theta - 0.5 * gradient)

@@ -161,14 +161,12 @@ def train_epoch(
     arithmetic: Arithmetic = PLAIN,
     ranks: Ranks = ALONE,
     parallel: nn.Module | None = None,
-    before_step: Sequence[Callable[[nn.Module], None]] = (),
 ) -> tuple[float, float]:
     """One pass over `split` in a random order, the last batch as small as it comes.
 
     generator: of the order and the augmentation, on the split's device; alike on all ranks.
     progress: wraps the batches, e.g. in a progress bar.
-    before_step, after_step: each is called with the model before every optimizer step, when it
-        has its gradients, and after it.
+    after_step: each is called with the model after every optimizer step.
     ranks: those that share each batch. parallel: of several, `ranks.parallel(model)`.
 
     Returns the mean loss and the accuracy (a fraction) over the images as they were met. The
@@ -189,8 +187,6 @@ def train_epoch(
             # gradients are averaged over ranks: by the images in each
             weight = n_images * ranks.size / len(batch)
             (loss if weight == 1 else loss * weight).backward()
-            for call in before_step:
-                call(model)
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()

@@ -81,28 +81,6 @@ def read_vector(module: Stateful, out: Tensor | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def read_gradient(module: nn.Module) -> Tensor:
-    """The gradient as a vector like θ, float32 [N], on the CPU: 0 for what has none."""
-    gradient = torch.zeros(sum(layer_sizes(module)))
-    for where, parameter in zip(trainable_ranges(module), _trained(module), strict=True):
-        if parameter.grad is not None:
-            gradient[where].view(parameter.shape).copy_(parameter.grad)
-    return gradient
-
-
-@torch.no_grad()
-def write_gradient(gradient: Tensor, module: nn.Module) -> None:
-    """Write a gradient, float [N], to the parameters that have one, in place."""
-    for where, parameter in zip(trainable_ranges(module), _trained(module), strict=True):
-        if parameter.grad is not None:
-            parameter.grad.copy_(gradient[where].view(parameter.shape))
-
-
-def _trained(module: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-
-@torch.no_grad()
 def write_vector(vector: Tensor, module: Stateful) -> None:
     """Write θ, float [N], into `module` in place, whatever its device and dtype.
 

@@ -16,13 +16,7 @@ from utils.federated.flower import ClientApp, Context, Message, MetricRecord
 from utils.federated.messages import content_of, order_of, package_of, recall, remember
 from utils.federated.partition import partition
 from utils.federated.settings import FederatedSettings
-from utils.flat import (
-    layer_sizes,
-    read_gradient,
-    read_vector,
-    write_gradient,
-    write_vector,
-)
+from utils.flat import layer_sizes, read_vector, trainable_ranges, write_vector
 from utils.seeding import epoch_generator
 
 app = ClientApp()
@@ -63,7 +57,6 @@ def train(message: Message, context: Context) -> Message:
     optimizer = settings.entry.make_optimizer(
         model, settings.lr, settings.optimizer, settings.momentum
     )
-    before = [partial(redirect, client)] if client.redirects else []
     after = [partial(restrain, client)] if client.restrains else []
     for epoch in range(settings.local_epochs):
         draw = (client.version * settings.clients + part) * settings.local_epochs + epoch
@@ -78,7 +71,6 @@ def train(message: Message, context: Context) -> Message:
             dataset.mirror,
             after_step=after,
             arithmetic=Arithmetic(settings.precision),
-            before_step=before,
         )
 
     remember(context.state, method, client.state_dict())
@@ -90,15 +82,11 @@ def train(message: Message, context: Context) -> Message:
 
 def restrain(client: ClientSide, model: nn.Module) -> None:
     """Undo what a local step did to weights that are frozen or embedded."""
-    theta = client.restrained(read_vector(model).cpu().numpy())
-    write_vector(torch.from_numpy(theta), model)
-
-
-def redirect(client: ClientSide, model: nn.Module) -> None:
-    """Give the weights that may move the gradient that the others' following them makes."""
-    write_gradient(
-        torch.from_numpy(client.restrained_gradient(read_gradient(model).numpy())), model
-    )
+    theta = read_vector(model).cpu().numpy()
+    trained = np.zeros(len(theta), dtype=bool)
+    for where in trainable_ranges(model):
+        trained[where] = True
+    write_vector(torch.from_numpy(client.restrained(theta, trained)), model)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Which weights are embedded in their modes, and what that makes of θ and of a gradient."""
+"""Which weights are embedded in their modes, and what that makes of θ."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,16 +40,22 @@ class Coefficients:
         modelled[where] = a * theta[reference] + b
         return modelled
 
-    def gradient(self, gradient: Vector) -> Vector:
-        """The gradient as one of the live weights alone: by the chain rule, that of an embedded
-        weight goes, times a, to its reference."""
-        where, a, _, _ = self._of_embedded
-        passed_on = a * gradient[where]
-        total = np.bincount(self.mode[where], weights=passed_on, minlength=len(self.reference))
-        own = gradient.copy()
-        own[where] = 0
-        own[self.reference] += total.astype(np.float32)
-        return own
+    def project(self, theta: Vector, trained: np.ndarray) -> Vector:
+        """The θ nearest to the given one, in least squares over its trained weights, among those
+        in which the embedded weights are as their references have it.
+
+        trained: bool [N]; a reference that is not trained stays as it is.
+        """
+        where, a, b, _ = self._of_embedded
+        mode, own, modes = self.mode[where], theta[self.reference], len(self.reference)
+        pull = a * trained[where]
+        moved = np.bincount(mode, weights=pull * (theta[where] - b), minlength=modes)
+        squares = np.bincount(mode, weights=pull * a, minlength=modes)
+        nearest = theta.copy()
+        nearest[self.reference] = np.where(
+            trained[self.reference], (own + moved) / (1 + squares), own
+        )
+        return self.apply(nearest)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """The arrays by name, as the constructor takes them."""

@@ -26,8 +26,7 @@ class EmbeddingSettings:
     percentage: P, of all weights. most: percentage of all weights that are ever embedded. seed: of
     the sample.
 
-    Where nearly all weights are embedded, a step of a reference is taken by its whole mode, and
-    training goes astray: `most` keeps enough of them live.
+    `most` keeps enough weights live for training to go on with.
     """
 
     modes: int = 10
@@ -127,15 +126,8 @@ class CMDClient(ClientSide):
         super().__init__(n_weights)
         self.coefficients = Coefficients.none(n_weights)
 
-    def restrained(self, theta: Vector) -> Vector:
-        return self.coefficients.apply(theta)
-
-    @property
-    def redirects(self) -> bool:
-        return self.restrains
-
-    def restrained_gradient(self, gradient: Vector) -> Vector:
-        return self.coefficients.gradient(gradient)
+    def restrained(self, theta: Vector, trained: np.ndarray) -> Vector:
+        return self.coefficients.project(theta, trained)
 
     def _take_news(self, package: Package) -> None:
         arrays = package.arrays

@@ -101,11 +101,8 @@ class ClientSide(ABC):
     """A method's client: what it knows of the synchronised weights.
 
     theta: float32 [N], equal to the server's when the version was. version: None for nothing.
-    live: bool [N], the weights that it sends. redirects: whether `restrained_gradient` changes
-    anything now.
+    live: bool [N], the weights that it sends.
     """
-
-    redirects = False
 
     def __init__(self, n_weights: int) -> None:
         self.theta = np.zeros(n_weights, dtype=np.float32)
@@ -131,13 +128,12 @@ class ClientSide(ABC):
         """Whether `restrained` may change anything now."""
         return not self.live.all()
 
-    def restrained(self, theta: Vector) -> Vector:
-        """The client's model after a local step, given what the step made of it."""
-        return theta
+    def restrained(self, theta: Vector, trained: np.ndarray) -> Vector:
+        """The client's model after a local step, given what the step made of it.
 
-    def restrained_gradient(self, gradient: Vector) -> Vector:
-        """The loss's gradient as a function of what may move, given that of all weights."""
-        return gradient
+        trained: bool [N], the weights that are parameters which the optimizer steps.
+        """
+        return theta
 
     def up(self, theta: Vector) -> Package:
         """The answer, given the trained weights."""

@@ -141,7 +141,7 @@ class FreezingClient(ClientSide):
         super().__init__(n_weights)
         self.freezing = Freezing(self.theta, settings)
 
-    def restrained(self, theta: Vector) -> Vector:
+    def restrained(self, theta: Vector, trained: np.ndarray) -> Vector:
         return np.where(self.live, theta, self.theta)  # frozen weights are rolled back
 
     def _take_news(self, package: Package) -> None:
