@@ -184,7 +184,7 @@ def test_an_embedded_weight_is_its_references_affine_function():
 def test_no_more_than_the_most_are_embedded():
     server, clients = sides("cmd", 2)
     play(server, clients, 40, lambda number: range(2))
-    assert server.coefficients.embedded.sum() == 70 * N // 100
+    assert server.coefficients.embedded.sum() == int(N * server.settings.most / 100)
 
 
 def test_coefficients_are_sent_once():

@@ -32,9 +32,9 @@ class EmbeddingSettings:
     modes: int = 10
     samples: int = 1000
     warmup: int = 10
-    window: int = 3
+    window: int = 4
     percentage: float = 10.0
-    most: float = 70.0
+    most: float = 55.0
     seed: int = 0
 
 

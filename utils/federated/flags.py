@@ -109,7 +109,7 @@ def add_embedding_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--embed_window",
         type=at_least(1),
-        default=3,
+        default=4,
         metavar="L",
         help="rounds from one embedding to the next (default: %(default)s)",
     )
@@ -123,7 +123,7 @@ def add_embedding_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--embed_max",
         type=positive,
-        default=70,
+        default=55,
         metavar="P",
         help="percentage of all weights that are ever embedded (default: %(default)s)",
     )
