@@ -106,6 +106,12 @@ def test_cmd_utils(tmp_path_factory, argv, paths):
     check(cmd_checkpoints.main, [*paths, *argv, "--output", str(place)], place)
 
 
+@pytest.mark.parametrize("flag", ["--device", "--samples", "--data_dir", "--sgd"])
+def test_two_dashes_are_no_value(tmp_path, flag):
+    code, error = outcome(train_cmd.main, [f"{flag}=--", "--results_dir", str(tmp_path)])
+    assert (code, error) == (2, f"train_cmd.py: error: argument {flag}: -- is no value\n")
+
+
 @pytest.mark.parametrize(
     "place", ["file", "file/below", "a" * 300, "\udcff", "é" * 20, " ", "new/\n", ""]
 )

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
 
 
@@ -11,6 +12,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(formatter_class=formatter, allow_abbrev=False, **options)
+
+    def parse_known_args(self, args=None, namespace=None):
+        for word in sys.argv[1:] if args is None else args:
+            flag, _, value = word.partition("=")
+            if flag.startswith("-") and value == "--":  # argparse itself makes an empty list of it
+                self.error(f"argument {flag}: {value} is no value")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
