@@ -344,6 +344,22 @@ def test_on_ray(tmp_path):
         assert rows_of(tmp_path / "ray", columns) == rows_of(tmp_path / "inproc", columns)
 
 
+def test_interrupted_on_ray_it_ends(tmp_path):
+    """Ray has a handler of SIGTERM of its own, and a server would keep Python from ending."""
+    flags = [*SMALL, "--rounds", "30", "--methods", "fedavg", "--runner", "ray"]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "federated_cmd.py", *flags, "--results_dir", str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT,
+    )  # fmt: skip
+    for line in process.stdout:
+        if "FedAvg, round  2" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert error.splitlines()[-1].startswith("federated_cmd.py: interrupted")
+
+
 class Proxy(socketserver.ThreadingTCPServer):
     """The middle man of TCP connections to a port, who counts their bytes."""
 

@@ -6,12 +6,17 @@ Telemetry, update checks and Ray's usage reports are off unless the environment 
 
 import logging
 import os
+import signal
+import sys
+
+from utils.interrupts import SIGNALS
 
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or clients see no GPU, whatever --device says
     "RAY_worker_niceness": "0",  # Ray's own 15 starves its workers wherever else anything runs
 }
 for _name, _value in QUIET.items():  # before Flower is imported, which reads them
@@ -80,8 +85,18 @@ def silence() -> None:
 def simulate(server: ServerApp, client: ClientApp, nodes: int) -> None:
     """Run the apps on Ray, each client on a core (deprecated there, without a successor in
     Python)."""
+    import ray
     from flwr.simulation import run_simulation
 
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    path = os.pathsep.join(filter(None, (*sys.path, os.environ.get("PYTHONPATH"))))
+    ray.init(
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
+    for number, handler in handlers.items():  # Ray has its own of SIGTERM
+        signal.signal(number, handler)
     resources = {"num_cpus": 1, "num_gpus": 0.0}
     run_simulation(
         server, client, nodes, backend_config={"client_resources": resources},
