@@ -68,21 +68,22 @@ def outcome(main, argv):
 def check(main, argv, *folders):
     """The promise; an error leaves the folders as they were."""
     before = contents(*folders)
-    code, error = outcome(main, argv)
-    one_line_or_run(argv, code, error)
+    code = one_line_or_run(main, argv)
     if code == 2:
         assert contents(*folders) == before, argv
     return code
 
 
-def one_line_or_run(argv, code, error):
-    """A run, or one line and exit code 2."""
+def one_line_or_run(main, argv):
+    """A run, or one line and exit code 2; returns the exit code."""
+    code, error = outcome(main, argv)
     event(f"exit code {code}")
     lines = [line for line in error.splitlines() if not line.startswith("note: ")]
     if code == 2:
         assert len(lines) == 1 and ": error: " in lines[0], (argv, error)
     else:
         assert code == 0 and not lines, (argv, code, error)
+    return code
 
 
 def contents(*folders):

@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 pytest.importorskip("flwr")
 
 import federated_cmd
-from utils.federated.client import app, images_of, parts_of, restrain
+from utils.federated.client import app, images_of, parts_of, restrain, trained_weights
 from utils.federated.flower import Message
 from utils.federated.messages import content_of, package_of, recall
 from utils.federated.rounds import Place, run_rounds
@@ -208,7 +208,7 @@ def test_frozen_and_embedded_weights_are_restrained_in_every_step(method):
         untouched[reference] = False
     for parameter in model.parameters():
         parameter.data.add_(1)
-    restrain(client, model)
+    restrain(client, trained_weights(model), model)
     after = read_vector(model).numpy()
     np.testing.assert_array_equal(after[untouched], (theta + 1)[untouched])
     if method == "cmd":

@@ -63,8 +63,7 @@ def test_train_cmd_trains(tmp_path_factory, argv):
         patch.setattr(train_cmd, "plot_test_accuracy", lambda *_: None)
         patch.setattr(ModelEntry, "load_dataset", functools.cache(ModelEntry.load_dataset))
         argv = [*QUICK, *argv, *small(), "--results_dir", str(place)]
-        code, error = outcome(train_cmd.main, argv)
-    one_line_or_run(argv, code, error)
+        one_line_or_run(train_cmd.main, argv)
     shutil.rmtree(place)
 
 

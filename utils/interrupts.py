@@ -37,9 +37,7 @@ def handled(handlers: dict[int, Handler]) -> Iterator[None]:
     """A block in which signals have these handlers, but for those that are ignored."""
     before = {number: signal.getsignal(number) for number in handlers}
     try:
-        for number, handler in handlers.items():
-            if before[number] is not signal.SIG_IGN:
-                signal.signal(number, handler)
+        _handle(handlers)
         yield
     finally:
         for number, handler in before.items():
@@ -49,9 +47,7 @@ def handled(handlers: dict[int, Handler]) -> Iterator[None]:
 def end_quietly() -> None:
     """From now on have SIGINT and SIGTERM, unless ignored, end this process at once, with one line
     and exit code 130 or 143."""
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _end)
+    _handle(dict.fromkeys(SIGNALS, _end))
 
 
 def leave(code: int) -> NoReturn:
@@ -59,6 +55,12 @@ def leave(code: int) -> NoReturn:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
+
+
+def _handle(handlers: dict[int, Handler]) -> None:
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _end(number: int, _) -> NoReturn:

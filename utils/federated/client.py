@@ -57,7 +57,7 @@ def train(message: Message, context: Context) -> Message:
     optimizer = settings.entry.make_optimizer(
         model, settings.lr, settings.optimizer, settings.momentum
     )
-    after = [partial(restrain, client)] if client.restrains else []
+    after = [partial(restrain, client, trained_weights(model))] if client.restrains else []
     for epoch in range(settings.local_epochs):
         draw = (client.version * settings.clients + part) * settings.local_epochs + epoch
         loss, accuracy = train_epoch(
@@ -80,13 +80,21 @@ def train(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
-def restrain(client: ClientSide, model: nn.Module) -> None:
-    """Undo what a local step did to weights that are frozen or embedded."""
+def restrain(client: ClientSide, trained: np.ndarray, model: nn.Module) -> None:
+    """Undo what a local step did to weights that are frozen or embedded.
+
+    trained: bool [N], as `trained_weights` has it.
+    """
     theta = read_vector(model).cpu().numpy()
-    trained = np.zeros(len(theta), dtype=bool)
+    write_vector(torch.from_numpy(client.restrained(theta, trained)), model)
+
+
+def trained_weights(model: nn.Module) -> np.ndarray:
+    """Which weights of θ are parameters that are trained: bool [N]."""
+    trained = np.zeros(sum(layer_sizes(model)), dtype=bool)
     for where in trainable_ranges(model):
         trained[where] = True
-    write_vector(torch.from_numpy(client.restrained(theta, trained)), model)
+    return trained
 
 
 @cache

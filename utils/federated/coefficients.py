@@ -28,14 +28,15 @@ class Coefficients:
 
     @cached_property
     def _of_embedded(self) -> tuple[np.ndarray, ...]:
-        """Where the embedded weights lie, their a and b, and where their references lie."""
+        """Where the embedded weights lie, their a, b and modes, and where their references lie."""
         where = np.flatnonzero(self.embedded)
-        return where, self.a[where], self.b[where], self.reference[self.mode[where]]
+        mode = self.mode[where]
+        return where, self.a[where], self.b[where], mode, self.reference[mode]
 
     def apply(self, theta: Vector) -> Vector:
         """θ with the embedded weights set by their references, each operation rounded by itself:
         the same on every machine."""
-        where, a, b, reference = self._of_embedded
+        where, a, b, _, reference = self._of_embedded
         modelled = theta.copy()
         modelled[where] = a * theta[reference] + b
         return modelled
@@ -46,8 +47,8 @@ class Coefficients:
 
         trained: bool [N]; a reference that is not trained stays as it is.
         """
-        where, a, b, _ = self._of_embedded
-        mode, own, modes = self.mode[where], theta[self.reference], len(self.reference)
+        where, a, b, mode, _ = self._of_embedded
+        own, modes = theta[self.reference], len(self.reference)
         pull = a * trained[where]
         moved = np.bincount(mode, weights=pull * (theta[where] - b), minlength=modes)
         squares = np.bincount(mode, weights=pull * a, minlength=modes)

@@ -134,13 +134,9 @@ def leave(code: int) -> NoReturn:
     """End the process, whose work is done; at once if a client that was given up on is still at
     work in it, around which torch would not let Python end, or a server, for which it would wait.
     """
-    if any(thread.name == CLIENT or not thread.daemon for thread in others()):
+    others = set(threading.enumerate()) - {threading.main_thread()}
+    if any(thread.name == CLIENT or not thread.daemon for thread in others):
         for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()
         os._exit(code)
     interrupts.leave(code)
-
-
-def others() -> list[threading.Thread]:
-    """The threads of this process besides the main one."""
-    return [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
