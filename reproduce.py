@@ -29,10 +29,11 @@ from utils.errors import UserError
 from utils.interrupts import leave
 from utils.methods import METHODS
 from utils.paper import TABLES, Row, Table, methods_of
-from utils.records import Record
+from utils.records import Record, require_alike
 from utils.reproduction import markdown, of_shorter_runs
 
 SEEDS = [0, 1, 2]
+GIVEN = ("dataset", "limit", "weights", "precision", "epochs")  # asked of runs only where given
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -100,7 +101,9 @@ def command(args: argparse.Namespace, row: Row) -> list[str]:
         ):
             argv += [f"--{name}", str(value)]
     if args.epochs is not None:
-        argv += of_shorter_runs(args.epochs, get_model(row.model).epochs)
+        entry = get_model(row.model)
+        scheduler = defaults.parse_args(argv).scheduler or entry.scheduler
+        argv += of_shorter_runs(args.epochs, entry.epochs, scheduler)
     argv += ["--results_dir", str(results_dir(args, row))]
     return argv + (["--overwrite"] if args.overwrite else [])
 
@@ -118,14 +121,17 @@ def run_folder(args: argparse.Namespace, row: Row, seed: int) -> Path:
 def records(args: argparse.Namespace, row: Row) -> dict[int, Record]:
     """The runs of a row that lie there, by seed.
 
-    Raises UserError if one of them is not a run of that row, or they are not alike.
+    Raises UserError if one of them is not a run of that row or of what was asked for, or they
+    are not alike.
     """
     folders = {seed: run_folder(args, row, seed) for seed in args.seeds}
     found = {seed: Record(folder) for seed, folder in folders.items() if folder.exists()}
-    parsed = train_cmd.build_parser().parse_args(["--model", row.model, *row.flags])
+    parser = train_cmd.build_parser()
+    parsed = parser.parse_args(command(args, row))
     asked = train_cmd.make_settings(parsed, METHODS[:1])
+    given = [name for name in GIVEN if getattr(parsed, name) != parser.get_default(name)]
     for seed, record in found.items():
-        for name in ("model", "optimizer", "lr", "momentum", "scheduler"):
+        for name in ("model", "optimizer", "lr", "momentum", "scheduler", *given):
             here, there = getattr(asked, name), getattr(record.settings, name)
             if here != there:
                 raise UserError(
@@ -134,6 +140,8 @@ def records(args: argparse.Namespace, row: Row) -> dict[int, Record]:
                 )
         if record.settings.seed != seed:
             raise UserError(f"{record.folder} holds a run with --seed {record.settings.seed}")
+    if found:
+        require_alike(list(found.values()))
     return found
 
 

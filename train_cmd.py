@@ -28,10 +28,11 @@ from tqdm import tqdm
 from utils import flags
 from utils.arguments import Parser
 from utils.arithmetic import choose_precision
-from utils.base_utils import get_model
+from utils.base_utils import WARMUP_EPOCHS, WITH_WARMUP, get_model
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import write_json
+from utils.identity import identify_weights
 from utils.interrupts import leave
 from utils.methods import METHODS, Method
 from utils.metrics import Row
@@ -80,6 +81,7 @@ def compare(args: argparse.Namespace) -> None:
             ranks,
             args.compile,
             args.test_batch_size,
+            args.weights,
         ) as run:
             print(
                 f"{args.model} on {args.dataset}: {run.n_weights:,} weights, {own.epochs} epochs, "
@@ -151,6 +153,12 @@ def make_settings(args: argparse.Namespace, selected: list[type[Method]]) -> Set
     entry = get_model(args.model)
     if args.weights is not None and not entry.pretrained:
         raise UserError(f"--weights {args.weights}: --model {args.model} is trained from scratch")
+    scheduler = args.scheduler or entry.scheduler
+    if args.lr_warmup is not None and scheduler != WITH_WARMUP:
+        raise UserError(
+            f"--lr_warmup {args.lr_warmup} is of the schedule {WITH_WARMUP}: add --scheduler "
+            f"{WITH_WARMUP}, or leave it"
+        )
     epochs = entry.epochs if args.epochs is None else args.epochs
     optimizer, lr, momentum = entry.training(args.optimizer, args.lr, args.momentum)
     settings = Settings(
@@ -158,13 +166,14 @@ def make_settings(args: argparse.Namespace, selected: list[type[Method]]) -> Set
         dataset=args.dataset,
         data="",  # known once the images are loaded
         limit=args.limit,
-        weights=(args.weights or "imagenet") if entry.pretrained else None,
+        weights=identify_weights(args.weights) if entry.pretrained else None,
         seed=args.seed,
         epochs=epochs,
         optimizer=optimizer,
         lr=lr,
         momentum=momentum,
-        scheduler=args.scheduler or entry.scheduler,
+        scheduler=scheduler,
+        lr_warmup=WARMUP_EPOCHS if args.lr_warmup is None else args.lr_warmup,
         batch_size=args.batch_size,
         modes=entry.modes if args.modes is None else args.modes,
         samples=entry.samples if args.samples is None else args.samples,

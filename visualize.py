@@ -40,7 +40,7 @@ from utils.pictures.embedding import draw_embedding
 from utils.pictures.landscape import draw_landscape
 from utils.pictures.modes import draw_modes
 from utils.plots import plot_test_accuracy
-from utils.records import Record
+from utils.records import Record, require_alike
 
 FORMATS = ("png", "pdf")
 ROUGH = {"points": 15, "images": 300}  # of the landscape, where all pictures are asked for
@@ -101,6 +101,7 @@ def accuracy(args: argparse.Namespace) -> list[Path]:
     """Every finished method's test accuracy, and the difference to the run itself."""
     folders = run_folders(args)
     records = [Record(folder) for folder in folders]
+    require_alike(records)
     finished = [
         method for method in METHODS if all(record.finished(method.name) for record in records)
     ]

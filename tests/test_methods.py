@@ -192,7 +192,10 @@ def test_added_later(again, finished):
 
 
 def test_settings_of_a_method_count_once_it_has_run(again, capsys):
-    done = again(lambda folder: forget_rows(folder, {"pbfgs"}), "--p_bfgs", "1", "--pbfgs_num", "3")
+    def forget(folder):  # of both that depend on it
+        forget_rows(folder, {"pbfgs", "pbfgs_equal"})
+
+    done = again(forget, "--p_bfgs", "1", "--pbfgs_num", "3")
     assert done.code == 0  # nothing was stored with 4
     results = str(done.folder.parent)
     code = train_cmd.main([*SMALL, *SIZES, "--p_bfgs", "1", "--results_dir", results])
@@ -248,7 +251,7 @@ def test_interrupted_it_goes_on_with_the_same_numbers(finished, tmp_path, monkey
 
 def test_a_single_step_an_epoch(again, finished, capsys):
     done = again(
-        lambda folder: forget_rows(folder, {"pbfgs"}),
+        lambda folder: forget_rows(folder, {"pbfgs", "pbfgs_equal"}),
         "--p_bfgs", "1", "--pbfgs_updates", "single", "--accumulate", "2",
     )  # fmt: skip
     assert done.code == 0

@@ -30,6 +30,13 @@ from utils.transforms import CropFlip, ResizedCrop
 CIFAR = CropFlip(32, padding=4, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
 IMAGENET = ResizedCrop(224, scale=(0.05, 1.0), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
+OPTIMIZERS = ("sgd", "adam")
+# cosine: to 0 at the end. step: a tenth from each of STEP_AT on. warmup_cosine: linearly from 0
+# over WARMUP_EPOCHS or another number of epochs, then cosine.
+SCHEDULERS = ("none", "cosine", "step", WITH_WARMUP := "warmup_cosine")
+STEP_AT = (0.5, 0.75)  # shares of the run
+WARMUP_EPOCHS = 5
+
 
 @dataclass(frozen=True)
 class ModelEntry:
@@ -98,15 +105,19 @@ class ModelEntry:
         epochs: int,
         steps_per_epoch: int,
         scheduler: str | None = None,
+        warmup_epochs: int = WARMUP_EPOCHS,
     ) -> LRScheduler | None:
-        """The learning-rate schedule, to be stepped after every optimizer step."""
+        """The learning-rate schedule, to be stepped after every optimizer step.
+
+        warmup_epochs: of linear warm-up, where the schedule has one.
+        """
         name, total = scheduler or self.scheduler, epochs * steps_per_epoch
         if name == "none":
             return None
         if name == "step":
             milestones = [round(share * total) for share in STEP_AT]
             return MultiStepLR(optimizer, milestones, gamma=0.1)
-        warmup = WARMUP_EPOCHS * steps_per_epoch if name == "warmup_cosine" else 0
+        warmup = warmup_epochs * steps_per_epoch if name == WITH_WARMUP else 0
 
         def factor(step: int) -> float:
             if step < warmup:
@@ -115,13 +126,6 @@ class ModelEntry:
 
         return LambdaLR(optimizer, factor)
 
-
-OPTIMIZERS = ("sgd", "adam")
-# cosine: to 0 at the end. step: a tenth from each of STEP_AT on. warmup_cosine: linearly from 0
-# over WARMUP_EPOCHS, then cosine.
-SCHEDULERS = ("none", "cosine", "step", "warmup_cosine")
-STEP_AT = (0.5, 0.75)  # shares of the run
-WARMUP_EPOCHS = 5
 
 # fmt: off
 MODELS: dict[str, ModelEntry] = {

@@ -231,6 +231,15 @@ def _run_field(run: str) -> bytes:
     return run.encode().ljust(RUN_BYTES)
 
 
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal.
+
+    Raises OSError if it cannot be read.
+    """
+    with path.open("rb") as file:
+        return _file_digest(file, path.stat().st_size).hex()
+
+
 def _file_digest(file: BinaryIO, stop: int) -> bytes:
     """The SHA-256 of the bytes before `stop`; the file is left there."""
     found = hashlib.sha256()

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from utils.arguments import at_least, positive, share, truth
 from utils.arithmetic import PRECISIONS
-from utils.base_utils import MODELS, OPTIMIZERS, SCHEDULERS
+from utils.base_utils import MODELS, OPTIMIZERS, SCHEDULERS, WARMUP_EPOCHS, WITH_WARMUP
 from utils.data import DATASETS
 from utils.method import Method
 from utils.method_pbfgs import UPDATES
@@ -46,6 +46,12 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         choices=SCHEDULERS,
         help="of the learning rate: constant, cosine to 0, a tenth from 1/2 and 3/4 of the epochs "
         "on, cosine after 5 epochs' linear warm-up (default: none; vit's is warmup_cosine)",
+    )
+    group.add_argument(
+        "--lr_warmup",
+        type=at_least(0),
+        metavar="EPOCHS",
+        help=f"of the schedule {WITH_WARMUP}: epochs of linear warm-up (default: {WARMUP_EPOCHS})",
     )
     group.add_argument(
         "--batch_size",

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,6 +19,8 @@ from utils.errors import UserError
 from utils.files import load_tensors, save_tensors
 
 SPLITS = ("train", "test")
+RESAMPLING = Image.Resampling.BICUBIC
+DECODER = f"Pillow {PIL.__version__}, RGB, {RESAMPLING.name.lower()}"  # what pixels depend on
 Samples = list[tuple[str, int]]
 
 
@@ -123,14 +126,19 @@ def _common_size(listings: list[Samples], size: int) -> int:
 
 
 def _listing_key(data_dir: Path, listings: list[Samples], size: int) -> str:
-    """A digest of what the folders hold: names, labels, sizes and times of the files."""
-    digest = hashlib.blake2b(f"{size}".encode(), digest_size=16)
-    for samples in listings:
-        for path, label in samples:
-            with _readable(path):
-                status = Path(path).stat()
-            entry = (path[len(str(data_dir)) :], label, status.st_size, status.st_mtime_ns)
-            digest.update(repr(entry).encode(errors="surrogateescape"))
+    """A digest of what the pixels depend on: how they are decoded, and the files' names, labels
+    and contents. Another image may have the size and the time of the one that it replaced."""
+    digest = hashlib.blake2b(f"{size}, {DECODER}".encode(), digest_size=16)
+
+    def content(sample: tuple[str, int]) -> bytes:
+        with _readable(sample[0]):
+            return hashlib.blake2b(Path(sample[0]).read_bytes(), digest_size=16).digest()
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for samples in listings:
+            for (path, label), found in zip(samples, pool.map(content, samples), strict=True):
+                entry = (path[len(str(data_dir)) :], label, found)
+                digest.update(repr(entry).encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -142,7 +150,7 @@ def _decode(samples: Samples, size: int) -> tuple[Tensor, Tensor]:
         with _readable(path), Image.open(path) as image:
             image = _as_rgb(image)
             if image.size != (size, size):
-                image = image.resize((size, size), Image.Resampling.BICUBIC)
+                image = image.resize((size, size), RESAMPLING)
             images[index] = torch.from_numpy(np.array(image))
 
     if not sys.stderr.isatty():

@@ -20,9 +20,10 @@ class Method(ABC):
 
     name: in metrics.csv and summary.json. label: in the table and the plot. flags: on the command
     line, the first one the paper's. color: in every plot. own_settings: the names of the settings
-    that matter to it alone. trains: whether the run's own training is its. after_run: whether it
-    is shown the epochs only once the run is over. watches_steps: whether it takes in every step
-    of the training, and so cannot be added to a run later.
+    that what is stored of it depends on, besides those of training and testing (utils.identity).
+    trains: whether the run's own training is its. after_run: whether it is shown the epochs only
+    once the run is over. watches_steps: whether it takes in every step of the training, and so
+    cannot be added to a run later.
     """
 
     name: ClassVar[str]
@@ -68,6 +69,22 @@ class Method(ABC):
         An epoch that has its row already is shown again where a run goes on, and not tested.
         """
 
+    def _goes_on_from(self, epoch: int) -> bool:
+        """Whether the method's rows reach up to a state of its own training after `epoch`.
+
+        Where one is missing, because somebody removed it, the state is past the epoch to be tested,
+        and the method has to train again from its departure, which a note says.
+        """
+        first = self.departs(self.settings)
+        if all(self.run.metrics.has(self.name, before) for before in range(first, epoch)):
+            return True
+        print(
+            f"note: {self.label}: a row before epoch {epoch}, where it stands, is missing; it "
+            f"trains again from epoch {first}",
+            flush=True,
+        )
+        return False
+
     def finish(self) -> None:  # noqa: B027
         """Called once after the last epoch: save what is worth keeping."""
 
@@ -80,6 +97,11 @@ class Method(ABC):
     def scratch_files(cls) -> tuple[str, ...]:
         """The files that are there only while the method is under way."""
         return ()
+
+    @classmethod
+    def states(cls) -> tuple[str, ...]:
+        """The files from which it goes on, where they are there."""
+        return cls.scratch_files()
 
     @classmethod
     def n_parameters(cls, n_weights: int, settings: Settings, folder: Path) -> int:

@@ -111,7 +111,7 @@ class SWA(Method):
     def _batches(self, epoch: int) -> Iterator[Tensor]:
         """The training images as an epoch of training sees them, this rank's of each batch."""
         run = self.run
-        generator = epoch_generator(self.settings.seed, epoch, run.device)
+        generator = epoch_generator(self.settings.seed, epoch, run.device, run.ranks.rank)
         order = torch.randperm(len(run.dataset.train), generator=generator, device=run.device)
         for batch in order.split(self.settings.batch_size):
             images, (share, _) = run.dataset.train.images[batch], run.ranks.batch_share(len(batch))

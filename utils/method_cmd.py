@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from utils.run import Run
 
 
+FITTED_BY = ("modes", "samples", "start")  # the settings of a fit, but for its last epoch
+
+
 class _CMD(Method):
     """What the CMD methods share: the file of the fitted parameters."""
 
@@ -40,6 +43,7 @@ class OnlineCMDMethod(_CMD):
     name, label, flags, default = "cmd_online", "Online CMD", ("--cmd_online",), True
     help = "fit CMD after the warm-up, and update it every epoch"
     color = "#0072B2"
+    own_settings = (*FITTED_BY, "warmup_cmd")
 
     def __init__(self, run: "Run") -> None:
         super().__init__(run)
@@ -73,7 +77,12 @@ class PostHocCMD(_CMD):
     name, label, flags, default = "cmd_posthoc", "Post-hoc CMD", ("--cmd_PostHoc",), True
     help = "fit CMD on the whole run once it is over, and test it at every epoch"
     color = "#D55E00"
+    own_settings = FITTED_BY
     after_run = True
+
+    @classmethod
+    def states(cls) -> tuple[str, ...]:
+        return cls.files()
 
     @classmethod
     def check(cls, settings: Settings) -> None:

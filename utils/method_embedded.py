@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from utils.errors import UserError
 from utils.flat import layer_sizes, read_vector, write_vector
 from utils.method import Method
-from utils.method_cmd import check_online, online_cmd
+from utils.method_cmd import OnlineCMDMethod, check_online, online_cmd
 from utils.settings import Settings
 from utils.store import Store
 
@@ -30,7 +30,7 @@ class EmbeddedCMD(Method):
     name, label, flags, default = "cmd_embed", "Embedded CMD", ("--cmd_embed",), False
     help = "train on while CMD takes the steadiest weights out of training"
     color = "#CC79A7"
-    own_settings = ("embed_window", "embed_perc", "perc_rel")
+    own_settings = (*OnlineCMDMethod.own_settings, "embed_window", "embed_perc", "perc_rel")
     after_run = True
 
     def __init__(self, run: "Run") -> None:
@@ -102,8 +102,9 @@ class EmbeddedCMD(Method):
         name = self.scratch_files()[0]
         if run.ranks.object_from_first((run.folder / name).exists):
             with run.store.reading(name) as state:
-                self._load_state(state)
-            return
+                if self._goes_on_from(state["epoch"]):
+                    self._load_state(state)
+                    return
         kept = run.kept_optimizer()
         if kept is None or kept["epoch"] != self.departs(self.settings):
             raise UserError(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from utils.run import Run
 
 EPOCH, SINGLE = UPDATES = ("epoch", "single")
+SUBSPACE_SETTINGS = ("pbfgs_num", "pbfgs_batch_size", "accumulate", "pbfgs_updates")
 
 
 class PBFGS(Method):
@@ -40,13 +41,7 @@ class PBFGS(Method):
     name, label, flags, default = "pbfgs", "P-BFGS", ("--p_bfgs", "--pbfgs"), False
     help = "train on in the principal directions of a warm-up"
     color = "#009E73"
-    own_settings = (
-        "warmup_pbfgs",
-        "pbfgs_num",
-        "pbfgs_batch_size",
-        "accumulate",
-        "pbfgs_updates",
-    )
+    own_settings = ("warmup_pbfgs", *SUBSPACE_SETTINGS)
     warmup_flag = "warmup_pbfgs"
     after_run = True
 
@@ -114,6 +109,8 @@ class PBFGS(Method):
         )
         if run.ranks.object_from_first(self._state_file.exists):
             with run.store.reading(self._state_file.name) as state:
+                if not self._goes_on_from(state["epoch"]):
+                    return
                 self._epoch, self.trained = state["epoch"], state["trained"]
                 self.module.load_state_dict(state["buffers"], strict=False)
                 self._bfgs.load_state_dict(state["bfgs"])
@@ -145,7 +142,7 @@ class PBFGS(Method):
     def _train(self, epoch: int) -> tuple[float, float]:
         """An epoch's steps; returns the mean loss and the accuracy before each of them."""
         run, settings = self.run, self.settings
-        generator = epoch_generator(settings.seed, epoch, run.device)
+        generator = epoch_generator(settings.seed, epoch, run.device, run.ranks.rank)
         split = run.dataset.train
         order = torch.randperm(len(split), generator=generator, device=run.device)
         single = settings.pbfgs_updates == SINGLE
@@ -188,6 +185,7 @@ class EqualPBFGS(PBFGS):
     name, label, flags, default = "pbfgs_equal", "P-BFGS (equal)", ("--pbfgs_equal",), False
     help = "the same with CMD's warm-up, in as many directions as that can span"
     color = "#882255"
+    own_settings = ("warmup_cmd", *SUBSPACE_SETTINGS)
     warmup_flag = "warmup_cmd"
 
     @classmethod

@@ -62,6 +62,8 @@ class Metrics:
             raise UserError(
                 f"{path} is not a metrics file of this suite: --overwrite starts afresh"
             )
+        if sums is not None:
+            sums.read()  # a row that was added since has its checksum there
         known = None if sums is None else set(sums.digests)
         for number, line in enumerate(lines[1:], start=2):
             try:

@@ -1,14 +1,18 @@
 """What is known of a run from its small files alone: configuration, metrics, summary."""
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 
 from utils.errors import UserError
+from utils.identity import undecided
+from utils.methods import METHODS
 from utils.metrics import Metrics
 from utils.report import LAST
 from utils.run import METRICS, METRICS_SUMS, SUMMARY
-from utils.settings import Settings
+from utils.settings import Settings, differences
 from utils.store import CONFIG, Store, read_config, usable
 
 KEPT = (CONFIG, METRICS, METRICS_SUMS, SUMMARY)
@@ -63,3 +67,19 @@ class Record:
         for name in KEPT:
             if (self.folder / name).exists():
                 shutil.copyfile(self.folder / name, folder / name)
+
+
+def require_alike(records: Sequence[Record]) -> None:
+    """Raise UserError unless the runs differ in nothing but the seed that their rows depend on, so
+    that a mean over them is of one experiment."""
+    first = records[0]
+    for other in records[1:]:
+        both = [m for m in METHODS if first.metrics.of(m.name) and other.metrics.of(m.name)]
+        free = undecided(first.settings, both, tested=True) | {"seed"}
+        found = differences(other.settings, asdict(first.settings), free)
+        if found:
+            raise UserError(
+                f"{other.folder} (here) is not to be averaged with {first.folder} (there): "
+                f"{'; '.join(found)}; leave one of them out of --seeds, or choose another "
+                "--results_dir"
+            )

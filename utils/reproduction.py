@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
+from utils.base_utils import WARMUP_EPOCHS, WITH_WARMUP
 from utils.errors import UserError
 from utils.paper import Figure, Row, Table
 from utils.records import Record
@@ -12,8 +13,9 @@ WARMUP_CMD, WARMUP_PBFGS, PBFGS_NUM, EMBED_WINDOW = 20, 80, 40, 10  # of the pap
 SHORTEST = 6  # epochs that every method of every table can be run in
 
 
-def of_shorter_runs(epochs: int, whole: int) -> list[str]:
-    """Flags for a run of `epochs` in place of `whole`, its warm-ups as long in proportion.
+def of_shorter_runs(epochs: int, whole: int, scheduler: str = "none") -> list[str]:
+    """Flags for a run of `epochs` in place of `whole`, its warm-ups as long in proportion, that of
+    the learning rate's schedule with them.
 
     Raises UserError if there are too few for warm-ups.
     """
@@ -26,9 +28,11 @@ def of_shorter_runs(epochs: int, whole: int) -> list[str]:
     warmup = max(2, scaled(WARMUP_CMD))
     of_pbfgs = min(max(warmup + 1, scaled(WARMUP_PBFGS)), epochs - 2)
     window = min(max(1, scaled(EMBED_WINDOW)), epochs - 2 - warmup)
+    of_rate = ["--lr_warmup", str(max(1, scaled(WARMUP_EPOCHS)))] * (scheduler == WITH_WARMUP)
     return [
         "--epochs", str(epochs), "--warmup_cmd", str(warmup), "--warmup_pbfgs", str(of_pbfgs),
         "--pbfgs_num", str(min(PBFGS_NUM, of_pbfgs)), "--embed_window", str(window),
+        *of_rate,
     ]  # fmt: skip
 
 

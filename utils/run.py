@@ -27,13 +27,14 @@ from utils.data import Dataset
 from utils.errors import UserError
 from utils.files import remove_drafts, require_room
 from utils.flat import layer_sizes, read_vector, write_vector
+from utils.identity import refused
 from utils.lock import FolderLock
 from utils.method_embedded import EmbeddedCMD
 from utils.methods import METHODS, Method
 from utils.metrics import Metrics, Row
 from utils.ranks import ALONE, Ranks
 from utils.seeding import INITIAL_WEIGHTS, epoch_generator, stream_seed
-from utils.settings import Settings, differences, environment
+from utils.settings import Settings, environment
 from utils.store import AFRESH, CONFIG, Store, read_config, usable
 from utils.trajectory import Trajectory
 
@@ -68,6 +69,7 @@ class Run:
         ranks: Ranks = ALONE,
         compiled: bool = False,
         test_batch_size: int | None = None,
+        weights: str | None = None,
     ) -> None:
         """Open the run, or start it; nothing is written or removed if it cannot.
 
@@ -77,6 +79,7 @@ class Run:
         compiled: whether the model's passes are compiled.
         test_batch_size: images tested at once, where that is no setting; None for what suits the
             device.
+        weights: what a pretrained model starts from, as the command line has it.
 
         Raises UserError if other settings' results lie in `folder`, another process works there, a
         file there is damaged, the model cannot be built or has fewer weights than modes, or the
@@ -91,6 +94,7 @@ class Run:
             or test_batch_size
             or (TEST_BATCH_SIZE.get(device.type, settings.batch_size))
         )
+        self._weights = weights or "imagenet"
         self._background = Background(device)
         self._lock: FolderLock | None = None
         try:
@@ -105,7 +109,7 @@ class Run:
 
     def _open(self, dataset: Dataset, command: str, overwrite: bool) -> None:
         folder, settings, device = self.folder, self.settings, self.device
-        exists = not overwrite and self._matches_stored()
+        stored = None if overwrite else self._stored_state()
         self.dataset = dataset.to(device)
         self.model = self.ranks.synchronised(self._build_model(len(dataset.classes)))
         self.optimizer, self.scheduler = self.make_optimizer(self.model)
@@ -116,7 +120,7 @@ class Run:
                 "weights; choose fewer"
             )
         self._require_room(counting_own_files=overwrite)
-        if not exists:
+        if stored is None:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = self._lock or FolderLock(folder)
             for name in OWN_FILES:
@@ -137,7 +141,7 @@ class Run:
             self._background.wait,
             self.store.sums(TRAJECTORY_SUMS, writable=writable),
         )
-        self._load_checkpoint()
+        self._load_checkpoint(stored)
         self.metrics = Metrics(
             folder / METRICS, writable, self.store.sums(METRICS_SUMS, writable=writable)
         )
@@ -171,7 +175,7 @@ class Run:
         )
         steps = -(-len(self.dataset.train) // settings.batch_size)
         return optimizer, self.entry.make_scheduler(
-            optimizer, settings.epochs, steps, settings.scheduler
+            optimizer, settings.epochs, steps, settings.scheduler, settings.lr_warmup
         )
 
     def follow_steps(self, name: str, average: AveragedModel) -> None:
@@ -199,7 +203,8 @@ class Run:
         training, tests = settings.epochs - self.epochs_done, 0
         for method in methods:
             missing = {epoch for epoch in epochs if not self.metrics.has(method.name, epoch)}
-            training += len(missing & set(method.training_epochs(settings)))
+            own = set(method.training_epochs(settings))
+            training += len(missing & own if self._under_way(method, missing) else own)
             tests += len(missing & set(epochs[method.departs(settings) :]))
         tests += sum(
             1
@@ -211,6 +216,12 @@ class Run:
             )
         )
         return training, tests
+
+    def _under_way(self, method: type[Method], missing: set[int]) -> bool:
+        """Whether a method has a state of its own training to go on from, its rows missing only
+        from some epoch on; else it trains from its departure."""
+        state = any((self.folder / name).exists() for name in method.states())
+        return state and missing == set(range(min(missing, default=0), self.settings.epochs))
 
     def epochs(self) -> Iterator[tuple]:
         """The run, an epoch at a time: those already trained from the trajectory, then the rest.
@@ -287,7 +298,7 @@ class Run:
             optimizer,
             scheduler,
             self.settings.batch_size,
-            epoch_generator(self.settings.seed, epoch, self.device),
+            epoch_generator(self.settings.seed, epoch, self.device, self.ranks.rank),
             self.dataset.mirror,
             lambda batches: self.progress(batches, epoch),
             after_step,
@@ -340,18 +351,23 @@ class Run:
             self.store.save(state, CHECKPOINT)
 
     def _build_model(self, num_classes: int) -> nn.Module:
-        options = {"weights": self.settings.weights} if self.entry.pretrained else {}
+        options = {"weights": self._weights} if self.entry.pretrained else {}
         torch.manual_seed(stream_seed(self.settings.seed, INITIAL_WEIGHTS))
         try:
             model = self.entry.build(num_classes=num_classes, **options)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"--weights {self.settings.weights}: {error}; give a state file of torchvision's "
+                f"--weights {self._weights}: {error}; give a state file of torchvision's "
                 "vit_b_16, or --weights none to train from scratch"
             ) from error
         return model.to(self.device, memory_format=torch.channels_last)
 
-    def _matches_stored(self) -> bool:
+    def _stored_state(self) -> dict | None:
+        """What the run in the folder goes on from: its checkpoint, {} where no epoch is finished,
+        None where there is no run.
+
+        Raises UserError if something that is stored depends on other settings.
+        """
         if not (self.folder / CONFIG).exists():
             foreign = [name for name in OWN_FILES if (self.folder / name).exists()]
             if foreign:
@@ -359,23 +375,21 @@ class Run:
                     f"{self.folder} holds {foreign[0]} but no {CONFIG}: choose another "
                     "--results_dir, or --overwrite to start afresh"
                 )
-            return False
-        config = read_config(self.folder)
-        stored_metrics = Metrics(self.folder / METRICS, writable=False)
-        undecided = {
-            name
-            for method in METHODS
-            if not stored_metrics.of(method.name)
-            for name in method.own_settings
-        }
+            return None
+        config, state = read_config(self.folder), {}
+        if (self.folder / CHECKPOINT).exists():
+            state = Store(self.folder, config["run"]).load(CHECKPOINT, AFRESH)
+        metrics = Metrics(self.folder / METRICS, writable=False)
+        with usable(self.folder / CHECKPOINT, AFRESH):
+            averages = set(state.get("averages", ()))
         with usable(self.folder / CONFIG, AFRESH):
-            found = differences(self.settings, config["settings"], undecided)
+            found = refused(self.folder, self.settings, config["settings"], metrics, averages)
         if found:
             raise UserError(
                 f"{self.folder} holds a run with other settings: {'; '.join(found)}; "
                 "choose another --results_dir, or --overwrite to start afresh"
             )
-        return True
+        return state
 
     def _write_config(self, commands: list[str], where: dict) -> None:
         config = {
@@ -388,8 +402,16 @@ class Run:
         self.store.write_config(config)
 
     def _record(self, command: str) -> None:
-        """Add the command to those that made the run, and have the settings as they are now."""
-        config = read_config(self.folder)
+        """Add the command to those that made the run, and have the settings as they are now.
+
+        What methods left behind whose settings are others now, and of which no row is there, goes.
+        """
+        config, settings = read_config(self.folder), asdict(self.settings)
+        for method in METHODS:
+            before = (config["settings"].get(name, settings[name]) for name in method.own_settings)
+            if [*before] != [settings[name] for name in method.own_settings]:
+                for name in method.files():
+                    (self.folder / name).unlink(missing_ok=True)
         commands = config.get("commands", [])
         if command and command not in commands:
             commands.append(command)
@@ -415,9 +437,9 @@ class Run:
             "train_history": self.train_history,
         }
 
-    def _load_checkpoint(self) -> None:
-        if (self.folder / CHECKPOINT).exists():
-            with self.store.reading(CHECKPOINT, AFRESH) as state:
+    def _load_checkpoint(self, state: dict | None) -> None:
+        if state:
+            with usable(self.folder / CHECKPOINT, AFRESH):
                 self.model.load_state_dict(state["model"])
                 self.optimizer.load_state_dict(state["optimizer"])
                 if self.scheduler is not None:

@@ -11,12 +11,13 @@ def stream_seed(seed: int, stream: int) -> int:
     return int(np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def epoch_generator(seed: int, epoch: int, device: torch.device) -> torch.Generator:
-    """The generator of an epoch's order and augmentation.
+def epoch_generator(seed: int, epoch: int, device: torch.device, rank: int = 0) -> torch.Generator:
+    """The generator of an epoch's order and augmentation, alike on all ranks.
 
     torch's global generator, which dropout draws from, is seeded too: an epoch depends on the
-    seed, its number and the weights it starts from, not on what ran before it in the process.
+    seed, its number and the weights it starts from, not on what ran before it in the process. It
+    is seeded for each rank by itself, which would else drop the same units of its own images.
     """
     own = stream_seed(seed, epoch + 1)
-    torch.manual_seed(own)
+    torch.manual_seed(own if rank == 0 else stream_seed(own, rank))
     return torch.Generator(device).manual_seed(own)

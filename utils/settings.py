@@ -19,9 +19,11 @@ class Settings:
 
     optimizer, lr, momentum, scheduler: of the training; momentum is None for Adam. epochs: T.
     modes, samples: M, K. start, warmup_cmd: the first and last epoch of online CMD's warm-up.
-    limit: images of each split, None for all. weights: of a pretrained model. data: the images'
-    fingerprint. precision: of forward and backward passes. test_batch_size: None where the test
-    batch is no part of the result. The rest belongs to one method each (`Method.own_settings`).
+    limit: images of each split, None for all. data: the images' fingerprint. weights: of a
+    pretrained model, "imagenet", "none" or a digest of a file's content. precision: of forward and
+    backward passes. test_batch_size: None where the test batch is no part of the result.
+    lr_warmup: epochs that the learning rate rises for, where the schedule has it rise. The rest is
+    of single methods (`Method.own_settings`).
     """
 
     model: str
@@ -53,6 +55,7 @@ class Settings:
     # with what runs had that were made before there was a choice
     precision: str = "fp32"
     test_batch_size: int | None = None
+    lr_warmup: int = 5
 
 
 def differences(settings, stored: dict, undecided: Collection[str] = ()) -> list[str]:

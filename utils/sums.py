@@ -20,13 +20,23 @@ class Sums:
         Raises ValueError if they are of another run.
         """
         self.path, self._run = path, run
-        text = path.read_text(errors="replace") if path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        first, *self.digests = whole.splitlines() or [run]
-        if first != run:
-            raise ValueError(f"{path} belongs to another run, or is damaged")
-        if writable and (not whole or whole != text):
+        if not self.read() and writable:
             self._write()
+
+    def read(self) -> bool:
+        """Read the file, as far as it has grown; returns whether it is there and whole.
+
+        Whoever reads beside a run that goes on reads the pieces first and then their checksums,
+        which are written before them.
+
+        Raises ValueError if they are of another run.
+        """
+        text = self.path.read_text(errors="replace") if self.path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        first, *self.digests = whole.splitlines() or [self._run]
+        if first != self._run:
+            raise ValueError(f"{self.path} belongs to another run, or is damaged")
+        return bool(whole) and whole == text
 
     def add(self, data: bytes | memoryview) -> None:
         """Add a piece's checksum, which is on the disk when this returns."""

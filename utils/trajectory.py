@@ -59,6 +59,8 @@ class Trajectory:
                 file.write(self._header(0))
         self._length = self._read_length()
         self._unchecked = set(range(self._length)) if sums is not None else set()
+        if sums is not None:
+            sums.read()  # a snapshot that was added since has its checksum there
         if sums is not None and self._length > len(sums.digests):
             raise TrajectoryError(
                 f"{self.path}: {sums.path} has checksums of {len(sums.digests)} of its "
