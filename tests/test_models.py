@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 import torchvision
@@ -161,3 +163,21 @@ def test_vit_rate_rises_for_five_epochs_to_its_peak_and_falls_to_zero():
     assert rates[(5 + 90) * steps // 2] == pytest.approx(0.015, rel=1e-2)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
     assert get_model("res18").make_scheduler(optimizer, 150, steps) is None
+
+
+@pytest.mark.parametrize("warmup", [0, 2, 7])
+def test_a_warmup_of_another_length(warmup):
+    """Linearly up to the rate over so many epochs, then along the cosine to 0."""
+    steps, epochs = 4, 9
+    optimizer = get_model("vit").make_optimizer(nn.Linear(1, 1), 0.5, "sgd")
+    scheduler = get_model("vit").make_scheduler(optimizer, epochs, steps, warmup_epochs=warmup)
+    rates = []
+    for _ in range(epochs * steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    rise = warmup * steps
+    assert rates[:rise] == pytest.approx([0.5 * step / rise for step in range(rise)])
+    assert max(rates) == rates[rise] == pytest.approx(0.5)
+    assert all(before > after for before, after in itertools.pairwise(rates[rise:]))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from utils.pbfgs import SubspaceBFGS
+from utils.pbfgs import TRIALS, SubspaceBFGS
 
 N, D = 40, 5
 
@@ -80,6 +80,23 @@ def test_curvature_is_forgotten_on_demand(problem):
     # the identity, updated once: all but two eigenvalues are 1
     values = torch.linalg.eigvalsh(bfgs.inverse_hessian)
     assert int(((values - 1).abs() < 1e-9).sum()) >= D - 2
+
+
+def test_a_line_search_that_finds_nothing_does_not_move(problem):
+    module, directions, loss, _ = problem
+    bfgs = SubspaceBFGS(module, directions)
+    before = {name: p.detach().clone() for name, p in module.state_dict().items()}
+    calls = []
+
+    def rising():
+        """A loss that is higher at every call, wherever it is looked at."""
+        calls.append(1)
+        return loss() + 1e6 * len(calls)
+
+    bfgs.step([rising])
+    assert len(calls) == 1 + TRIALS
+    assert not bfgs.x.any() and not bfgs.last_step.any()
+    assert all(torch.equal(p, before[name]) for name, p in module.state_dict().items())
 
 
 def classifier():

@@ -130,9 +130,7 @@ def test_a_run_of_something_else_is_not_counted(finished, tmp_path, capsys):
     _, kept = finished
     shutil.copytree(kept, tmp_path / "runs")
     folder = tmp_path / "runs/default/lenet_seeds/seed_0"
-    config = read_config(folder)
-    config["settings"]["lr"] = 0.5
-    Store.of(folder).write_config(config)
+    record_otherwise(folder, lr=0.5)
     code = exit_code(
         lambda: reproduce.main(
             ["table1", "--models", "lenet", "--stored", "--results_dir", str(tmp_path / "runs")]
@@ -140,6 +138,62 @@ def test_a_run_of_something_else_is_not_counted(finished, tmp_path, capsys):
     )
     assert code == 2
     assert "--lr is 0.5 there" in capsys.readouterr().err
+
+
+def record_otherwise(folder, **settings):
+    """Have a run's configuration say other settings than it was made with."""
+    config = read_config(folder)
+    config["settings"] |= settings
+    Store.of(folder).write_config(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 12), ("data", "other"), ("limit", 64), ("batch_size", 64), ("precision", "bf16"),
+        ("warmup_cmd", 3), ("modes", 2), ("warmup_pbfgs", 4), ("pbfgs_num", 1), ("scheduler", "x"),
+        ("ema_decay", 0.5), ("swa_start", 2), ("embed_window", 3), ("seed", 5),
+    ],
+)  # fmt: skip
+def test_runs_unlike_each_other_are_not_averaged(finished, tmp_path, capsys, name, value):
+    """Unlike in what their rows depend on: none here has rows of SWA or embedded CMD."""
+    _, kept = finished
+    shutil.copytree(kept, tmp_path / "runs")
+    record_otherwise(tmp_path / "runs/default/lenet_seeds/seed_1", **{name: value})
+    argv = ["--stored", "--models", "lenet", "--seeds", "0", "1"]
+    code = reproduce.main(["table1", *argv, "--results_dir", str(tmp_path / "runs")])
+    error = capsys.readouterr().err
+    if name in ("swa_start", "embed_window"):
+        assert code == 0 and not error
+    else:
+        words = "--data_dir" if name == "data" else f"--{name}"
+        assert code == 2 and error.count("\n") == 1 and words in error and "seed_1" in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--epochs", "12"], "--epochs is 6 there, not 12"),
+        (["--limit", "64"], "--limit is 128 there, not 64"),
+        (["--dataset", "folder"], "--dataset is digits there, not folder"),
+    ],
+)
+def test_stored_runs_are_of_what_was_asked_for(finished, capsys, flags, words):
+    _, kept = finished
+    argv = ["table1", "--models", "lenet", "--seeds", "0", "1", "--stored", *flags]
+    assert reproduce.main([*argv, "--results_dir", str(kept)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and words in error
+
+
+def test_shorter_runs_have_a_shorter_warmup_of_the_learning_rate():
+    """Of the one model whose schedule has any."""
+    for model, expected in (("vit", "2"), ("lenet", None)):
+        args = reproduce.build_parser().parse_args(["table1", "--epochs", "45"])
+        row = next(row for row in TABLE1.rows if row.model == model)
+        parsed = train_cmd.build_parser().parse_args(reproduce.command(args, row))
+        assert parsed.lr_warmup == (expected and int(expected))
+        assert train_cmd.make_settings(parsed, [train_cmd.METHODS[0]]).warmup_cmd in (6, 10)
 
 
 @pytest.mark.parametrize("name", TABLES)
