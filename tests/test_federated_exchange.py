@@ -52,7 +52,7 @@ class Training:
         return client.restrained(theta, np.ones(len(theta), dtype=bool))
 
 
-def play(server, clients, rounds, present, seed=0):
+def play(server, clients, rounds, present, seed=0, received=lambda client, package: None):
     """Rounds in which some clients are present; they agree with the server in each."""
     train, have = Training(seed), {}
     packages = []
@@ -62,6 +62,7 @@ def play(server, clients, rounds, present, seed=0):
             client = clients[index]
             package = server.down(have.get(index))
             client.receive(package)
+            received(client, package)
             assert np.array_equal(client.theta, server.theta)  # bit for bit
             assert np.array_equal(client.live, server.live)
             answer = client.up(train(client))
@@ -84,6 +85,26 @@ def test_all_agree_bit_for_bit_with_dropouts(method, data):
     for index, client in enumerate(clients):  # and whoever comes back at the end
         client.receive(server.down(have.get(index)))
         assert np.array_equal(client.theta, server.theta)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_who_lost_everything_is_told_what_the_others_know(method, data):
+    """So that a run goes on with clients that are new to it as it would have with its own."""
+    server, clients = sides(method, 3)
+    turns = [data.draw(st.sets(st.integers(0, 2), min_size=1)) for _ in range(18)]
+
+    def received(client, package):
+        _, (other,) = sides(method, 1)
+        other.receive(server.down(None))
+        ours, theirs = client.state_dict(), other.state_dict()
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert np.asarray(value).dtype == np.asarray(theirs[name]).dtype, name
+            assert np.asarray(value).tobytes() == np.asarray(theirs[name]).tobytes(), name
+
+    play(server, clients, 18, lambda number: sorted(turns[number]), received=received)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -79,7 +79,7 @@ def run_rounds(
     server = settings.server(method, read_vector(model).numpy(), model)
     model = model.to(place.device, memory_format=torch.channels_last)
     order = {
-        "settings": settings.text(),
+        "settings": settings.text(method),
         "method": method,
         "data_dir": place.data_dir,
         "device": str(place.device),
@@ -93,9 +93,16 @@ def run_rounds(
         with place.store.reading(name) as state:
             server.load_state_dict(_unpacked(state["server"]))
             history = [Round(**row) for row in state["history"]]
-        strategy.round = len(history)
+            # not in older checkpoints, after which everything is sent once, and counted
+            strategy.go_on(len(history), state.get("have", {}))
     if len(history) == settings.rounds:
         return history
+    if strategy.sends_more:
+        strategy.say(
+            f"note: {LABELS[method]} goes on after round {len(history)}: clients have lost what "
+            "they knew and are sent everything once; the figures count what they would have been "
+            "sent"
+        )
     start = time.perf_counter()
 
     def after_round(number: int, _: ArrayRecord) -> None:
@@ -117,7 +124,8 @@ def run_rounds(
         )  # fmt: skip
         start = now
         rows = [asdict(row) for row in history]
-        place.store.save({"server": _packed(server.state_dict()), "history": rows}, name)
+        state = {"server": _packed(server.state_dict()), "history": rows, "have": strategy.have}
+        place.store.save(state, name)
         say(_line(method, history[-1], settings.rounds))
 
     strategy.start(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 from torch import nn
@@ -12,6 +12,7 @@ from utils.federated.embedding import CMDClient, CMDServer, EmbeddingSettings
 from utils.federated.exchange import ClientSide, ServerSide
 from utils.federated.fedavg import FedAvgClient, FedAvgServer
 from utils.federated.freezing import FreezingClient, FreezingServer, FreezingSettings
+from utils.federated.partition import IID
 
 FEDAVG, CMD, APF, A_APF = METHODS = ("fedavg", "cmd", "apf", "a-apf")
 OWN_SETTINGS = {  # that matter to one method alone, or to the two of a kind
@@ -28,7 +29,8 @@ COLORS = {FEDAVG: "#666666", CMD: "#0072B2", APF: "#D55E00", A_APF: "#E69F00"}
 class FederatedSettings:
     """Everything that the numbers of a method depend on; flags of federated_cmd.py.
 
-    data: the images' fingerprint. limit: images of each split, None for all.
+    data: the images' fingerprint. limit: images of each split, None for all. To a client those that
+    are nothing to its method are None.
     """
 
     model: str
@@ -68,15 +70,24 @@ class FederatedSettings:
 
     def undecided(self, done: Collection[str]) -> set[str]:
         """The settings on which nothing depends that the methods in `done` have done."""
-        decided = {name for method in done for name in OWN_SETTINGS.get(method, ())}
-        return {name for names in OWN_SETTINGS.values() for name in names} - decided
+        if not done:
+            return {field.name for field in fields(self)}
+        unused = {name for names in OWN_SETTINGS.values() for name in names}
+        if self.partition == IID:
+            unused.add("alpha")
+        return unused - {name for method in done for name in OWN_SETTINGS.get(method, ())}
 
-    def text(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+    def text(self, method: str) -> str:
+        """What a method's clients are told: no other method's settings, which may change while it
+        goes on, and would change the size of its messages."""
+        left_out = self.undecided([method])
+        told = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return json.dumps(told, sort_keys=True)
 
     @classmethod
     def parse(cls, text: str) -> "FederatedSettings":
-        return cls(**json.loads(text))
+        """What `text` wrote."""
+        return cls(**dict.fromkeys(field.name for field in fields(cls)) | json.loads(text))
 
     def _freezing(self, method: str) -> FreezingSettings:
         return FreezingSettings(

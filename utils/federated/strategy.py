@@ -63,6 +63,22 @@ class ExchangeStrategy(Strategy):
         self.down, self.up = Traffic(), Traffic()
         self.train_loss: float | None = None
         self._nodes: dict[int, int] = {}  # of each part
+        self._forgetful: set[int] = set()  # parts whose clients no longer know what they did
+
+    def go_on(self, rounds: int, have: dict[int, int]) -> None:
+        """Go on after some rounds with clients that have lost their memory.
+
+        have: as it was after these rounds. Clients are sent everything once, but what is counted
+        is what they would have been sent, as a restart is no part of a method's traffic.
+        """
+        self.round, self.have, self._forgetful = rounds, dict(have), set(have)
+
+    @property
+    def sends_more(self) -> bool:
+        """Whether a client may now be sent more than is counted."""
+        known = {self.have.get(part) for part in self._forgetful}
+        everything = self.server.down(None).payload
+        return any(self.server.down(have).payload != everything for have in known)
 
     def summary(self) -> None:
         """Nothing to log."""
@@ -97,14 +113,20 @@ class ExchangeStrategy(Strategy):
             if part not in self._nodes:
                 self._leave_out(part, "it is not connected")
                 continue
-            package = self.server.down(self.have.get(part))
-            message = Message(
-                content_of(package, **self.order), self._nodes[part], MessageType.TRAIN
-            )
+            package, message = self._for(part, self.have.get(part))
             self.down.count(package, message)
+            if part in self._forgetful:
+                self._forgetful.remove(part)
+                _, message = self._for(part, None)
             self._asked[self._nodes[part]] = part
             messages.append(message)
         return messages
+
+    def _for(self, part: int, have: int | None) -> tuple[Package, Message]:
+        """A package for a client that knows the version `have`, and the message that brings it."""
+        package = self.server.down(have)
+        content = content_of(package, **self.order)
+        return package, Message(content, self._nodes[part], MessageType.TRAIN)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
