@@ -82,6 +82,7 @@ def compare(args: argparse.Namespace) -> None:
             args.compile,
             args.test_batch_size,
             args.weights,
+            args.data_dir,
         ) as run:
             print(
                 f"{args.model} on {args.dataset}: {run.n_weights:,} weights, {own.epochs} epochs, "
@@ -98,7 +99,8 @@ def compare(args: argparse.Namespace) -> None:
     if args.seeds is not None:
         summary = over_seeds(args.seeds, summaries)
         write_json(summary, folder / SUMMARY)
-        plot_test_accuracy(selected, settings, list(folders.values()), plot)
+        first = replace(settings, seed=args.seeds[0])
+        plot_test_accuracy(selected, first, list(folders.values()), plot)
     print(f"\n{table(summary)}\n\nplot: {plot}")
 
 

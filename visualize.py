@@ -9,7 +9,8 @@
     python visualize.py embedding --model lenet        # of a run with --cmd_embed True
 
 The run is one of train_cmd.py, in RESULTS_DIR/MODEL, or with --seeds in RESULTS_DIR/MODEL_seeds,
-where all pictures but `accuracy` are of the first seed. Each is written as PNG and PDF.
+where all pictures but `accuracy` are of the first seed. Each is written as PNG and PDF, and one
+that the run does not allow is left out with the reason.
 """
 
 if __name__ == "__main__":  # before anything large is imported
@@ -18,7 +19,7 @@ if __name__ == "__main__":  # before anything large is imported
     end_quietly()
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,24 +27,25 @@ from tqdm import tqdm
 
 from train_cmd import seed_folder
 from utils import flags
-from utils.arguments import Parser, at_least, positive
+from utils.arguments import Parser, at_least, one_line, positive
 from utils.base_utils import MODELS
 from utils.command import run_command
 from utils.devices import choose_device
 from utils.errors import UserError
 from utils.finished import FinishedRun
 from utils.interrupts import leave
-from utils.methods import METHODS
+from utils.methods import METHODS, Method
 from utils.pictures.correlation import draw_correlation
 from utils.pictures.dynamics import draw_dynamics
 from utils.pictures.embedding import draw_embedding
-from utils.pictures.landscape import draw_landscape
+from utils.pictures.landscape import check_axes, draw_landscape
 from utils.pictures.modes import draw_modes
-from utils.plots import plot_test_accuracy
+from utils.plots import plot_test_accuracy, shares_of
 from utils.records import Record, require_alike
 
 FORMATS = ("png", "pdf")
 ROUGH = {"points": 15, "images": 300}  # of the landscape, where all pictures are asked for
+MOST_POINTS = 1000  # of a grid's side: a million tests
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,6 +54,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def work() -> None:
+        if args.seeds is not None and args.picture != "accuracy":
+            all_of_them = args.picture == "all"
+            what = "all pictures but accuracy are" if all_of_them else f"{args.picture} is"
+            note(f"{what} of the first seed, {args.seeds[0]}")
         if args.picture == "all":
             draw_all(args)
         else:
@@ -72,7 +78,7 @@ def draw_all(args: argparse.Namespace) -> None:
             tell(draw(args))
             drawn += 1
         except UserError as error:
-            print(f"{name} is left out: {error}", flush=True)
+            print(f"{name} is left out: {one_line(str(error))}{stale(args, name)}", flush=True)
     if not drawn:
         raise UserError(f"--results_dir {args.results_dir}: the run there allows no picture")
 
@@ -91,45 +97,70 @@ def dynamics(args: argparse.Namespace) -> list[Path]:
     """Weights as trained, by CMD and by DMD."""
     with_dmd = find_spec("pydmd") is not None
     if not with_dmd:
-        print("note: without DMD, which needs PyDMD: pip install pydmd", flush=True)
+        note("dynamics is without DMD, which needs PyDMD: pip install pydmd")
     return draw_dynamics(
         open_run(args), target(args, "dynamics"), FORMATS, progress("dynamics", "step"), with_dmd
     )
 
 
 def accuracy(args: argparse.Namespace) -> list[Path]:
-    """Every finished method's test accuracy, and the difference to the run itself."""
+    """Every finished method's test accuracy, and the difference to the run itself; a note says
+    what is missing of it."""
     folders = run_folders(args)
+    for folder in folders:
+        require_run(args, folder)
     records = [Record(folder) for folder in folders]
     require_alike(records)
-    finished = [
-        method for method in METHODS if all(record.finished(method.name) for record in records)
-    ]
+    finished, behind = [], {}
+    for method in METHODS:
+        missing = [record for record in records if not record.finished(method.name)]
+        if not missing:
+            finished.append(method)
+        elif any(record.epochs(method.name) for record in records):
+            behind[method] = missing[0]
     if not finished:
-        command = records[0].commands[-1] if records[0].commands else "train_cmd.py"
-        raise UserError(f"no method is finished in {folders[0]}; this goes on with it: {command}")
+        record = next(iter(behind.values()), records[0])
+        command = record.commands[-1] if record.commands else "train_cmd.py"
+        raise UserError(
+            f"no method is finished in {record.folder}; this goes on with it: {command}"
+        )
+    for method, record in behind.items():
+        note(
+            f"accuracy is without {method.label}, which has {record.epochs(method.name)} of "
+            f"{record.settings.epochs} epochs in {record.folder}"
+        )
+    if not any(method.trains for method in (*finished, *behind)):
+        note("accuracy is without differences to the run itself, which was not tested (--sgd True)")
     return plot_test_accuracy(
-        finished, records[0].settings, folders, target(args, "accuracy"), FORMATS, difference=True
-    )
+        finished, records[0].settings, folders, target(args, "accuracy"), FORMATS,
+        difference=True, with_shares=has_shares(finished, folders),
+    )  # fmt: skip
+
+
+def has_shares(methods: Sequence[type[Method]], folders: Sequence[Path]) -> bool:
+    """Whether the shares of embedded weights are there to be read; a note says why not."""
+    try:
+        shares_of(methods, folders)
+    except UserError as error:
+        note(f"accuracy is without the share of embedded weights: {error}")
+        return False
+    return True
 
 
 def landscape(args: argparse.Namespace) -> list[Path]:
     """Loss and accuracy over two reference weights."""
-    run = open_run(args)
-    first, second = args.axes
-    if first == second or max(first, second) >= run.posthoc.modes:
-        raise UserError(
-            f"--axes {first} {second}: choose two of the modes 0 … {run.posthoc.modes - 1}"
-        )
+    run, points = open_run(args), args.points or 50
+    if points > MOST_POINTS:
+        raise UserError(f"--points {points}: choose 2 … {MOST_POINTS}")
+    axes = (args.axes[0], args.axes[1])
+    check_axes(run.posthoc, axes, args.span, points)  # before images are looked for
     dataset = run.dataset(args.data_dir)
     for name in args.classes:
         if name not in dataset.classes:
             raise UserError(f"--classes {name}: choose of {', '.join(dataset.classes)}")
-    if args.images is not None:
-        dataset = dataset.limited(args.images)
     return draw_landscape(
-        run, dataset, choose_device(args.device), target(args, "landscape"), FORMATS,
-        (first, second), args.points or 50, args.span, args.classes, progress("landscape", "row"),
+        run, dataset, choose_device(args.device), target(args, "landscape"), FORMATS, axes, points,
+        args.span, args.classes, args.images, progress("landscape", "row"),
     )  # fmt: skip
 
 
@@ -161,13 +192,18 @@ def open_run(args: argparse.Namespace) -> FinishedRun:
     Raises UserError, naming the command that makes one, if there is none.
     """
     folder = run_folders(args)[0]
+    require_run(args, folder)
+    return FinishedRun(folder)
+
+
+def require_run(args: argparse.Namespace, folder: Path) -> None:
+    """Raise UserError, naming the command that makes it, if a run's folder is not there."""
     if not folder.exists():
         seeds = "" if args.seeds is None else f" --seeds {' '.join(map(str, args.seeds))}"
         raise UserError(
             f"{folder} holds no run; this makes one: python train_cmd.py --model {args.model}"
             f"{seeds} --results_dir {args.results_dir}"
         )
-    return FinishedRun(folder)
 
 
 def output(args: argparse.Namespace) -> Path:
@@ -180,6 +216,17 @@ def target(args: argparse.Namespace, name: str) -> Path:
     folder = output(args)
     folder.mkdir(parents=True, exist_ok=True)
     return folder / name
+
+
+def stale(args: argparse.Namespace, name: str) -> str:
+    """That a picture which is left out lies there from an earlier call, if one does."""
+    path = (output(args) / name).with_suffix(f".{FORMATS[0]}")
+    return f" ({path} is of an earlier call)" if path.exists() else ""
+
+
+def note(words: str) -> None:
+    """Say something about a picture besides where it is."""
+    print(f"note: {one_line(words)}", flush=True)
 
 
 def progress(what: str, unit: str) -> Callable:

@@ -14,6 +14,7 @@ if __name__ == "__main__":  # the project's own packages, from wherever this is 
 
 from statistics import fmean, stdev
 
+import torch
 from tqdm import tqdm
 
 from benchmarks.measure import environment
@@ -42,8 +43,9 @@ def tested(run: FinishedRun, dataset: Dataset, seed: int) -> float:
         online.update_parameters(model)
         if settings.epochs - epoch in TESTED:
             transform = get_model(settings.model).transform
+            batch = run.tested_at_once(torch.device("cpu"))
             accuracies.append(
-                evaluate(online.module, dataset.test, transform, settings.batch_size)[1]
+                evaluate(online.module, dataset.test, transform, batch, run.arithmetic)[1]
             )
     return fmean(accuracies)
 

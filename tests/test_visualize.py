@@ -158,10 +158,8 @@ def test_updated_online_ends_where_the_run_did(run, real_run):
 
 
 def grid_of(run, dataset, path, progress=iter, points=3):
-    return landscape.evaluate_grid(
-        run.model, run.posthoc, dataset, run.settings, torch.device("cpu"), (0, 1), points, 0.5,
-        path, "key", progress,
-    )  # fmt: skip
+    device = torch.device("cpu")
+    return landscape.evaluate_grid(run, dataset, device, (0, 1), points, 0.5, path, "key", progress)
 
 
 def test_grid_points_are_tests_of_the_reconstruction(run, dataset, tmp_path):

@@ -2,10 +2,12 @@
 
 import contextlib
 import io
+import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from utils.arguments import one_line
 from utils.errors import UserError
@@ -44,6 +46,8 @@ def run_command(
     except BrokenPipeError:  # who was told has gone
         sys.stdout = None  # or Python tries again, and complains, as it ends
         return BROKEN_PIPE
+    except FileNotFoundError as error:
+        return _stop(program, f"error: {_missing(error)}", 2)
     except OSError as error:
         hint = f"is there room in {where}, and may it be read and written to?"
         return _stop(program, f"error: {error}; {hint}", 2)
@@ -53,6 +57,15 @@ def run_command(
         return _stop(program, interrupted, 143)
     except KeyboardInterrupt:
         return _stop(program, interrupted, 130)
+
+
+def _missing(error: FileNotFoundError) -> str:
+    """That a file is not there, or the first of its folders that is not."""
+    if not isinstance(error.filename, (str, bytes)):
+        return str(error)
+    path = Path(os.fsdecode(error.filename))
+    whole = (*reversed(path.parents), path)
+    return f"{next((part for part in whole if not part.exists()), path)} is not there"
 
 
 def _terminate(*_) -> None:

@@ -1,29 +1,32 @@
 """A finished run, opened to look at."""
 
-import shlex
+import warnings
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from utils.arithmetic import Arithmetic
 from utils.base_utils import get_model
 from utils.clustering import sample_weights
 from utils.data import Dataset
 from utils.errors import UserError
 from utils.fitting import CMDModel
 from utils.flat import layer_names, layer_sizes
-from utils.method_cmd import load_cmd
+from utils.method import Method
+from utils.method_cmd import PostHocCMD, load_cmd
 from utils.ranks import ALONE
 from utils.records import Record
-from utils.run import TRAJECTORY, TRAJECTORY_SUMS
+from utils.run import TRAJECTORY, TRAJECTORY_SUMS, tested_at_once
 from utils.trajectory import Trajectory
 
 
 class FinishedRun:
     """What a run has left in its folder; nothing of it is changed.
 
-    record: its settings, commands and metrics. settings: the former. ranks: those that look at it.
+    record: its settings, commands and metrics. settings: the former. arithmetic: of its passes, not
+    compiled. ranks: those that look at it.
     """
 
     ranks = ALONE
@@ -36,6 +39,7 @@ class FinishedRun:
         self.folder = folder
         self.record = Record(folder)
         self.settings = self.record.settings
+        self.arithmetic = Arithmetic(self.settings.precision)
 
     @property
     def command(self) -> str:
@@ -43,24 +47,38 @@ class FinishedRun:
         commands = self.record.commands
         return commands[-1] if commands else f"python train_cmd.py --model {self.settings.model}"
 
-    def require(self, name: str, flag: str = "") -> Path:
+    def require(self, name: str, method: type[Method] | None = None) -> Path:
         """The path of a file of the run.
 
-        flag: of the method that makes it, if the run's command may lack it.
+        method: that makes it, if the run's command may lack it.
 
-        Raises UserError, naming the command that makes it, if it is not there.
+        Raises UserError, naming the command that makes it or why none does, if it is not there.
         """
         path = self.folder / name
-        if not path.exists():
-            raise UserError(f"{path} is not there; this makes it: {self.command} {flag}".rstrip())
-        return path
+        if path.exists():
+            return path
+        if method is None:
+            raise UserError(f"{path} is not there; this makes it: {self.command}")
+        command = f"{self.command} {method.flags[0]} True"
+        try:
+            method.check(self.settings)
+        except UserError as error:
+            raise UserError(
+                f"{path} is not there; {command} would make it, but for {error}"
+            ) from error
+        raise UserError(f"{path} is not there; this makes it: {command}")
+
+    def tested_at_once(self, device: torch.device) -> int:
+        """Images in a test batch of the run's, on a device."""
+        return tested_at_once(self.settings, device)
 
     @cached_property
     def model(self) -> nn.Module:
         """A model of the run's architecture, its weights of no meaning."""
         entry = get_model(self.settings.model)
         options = {"weights": "none"} if entry.pretrained else {}
-        return entry.build(num_classes=len(self.record.classes), **options).eval()
+        model = entry.build(num_classes=len(self.record.classes), **options).eval()
+        return model.to(memory_format=torch.channels_last)  # as the run's was
 
     @cached_property
     def layers(self) -> list[tuple[str, int]]:
@@ -92,8 +110,8 @@ class FinishedRun:
         """
         settings = self.settings
         if data_dir is None:
-            words = shlex.split(self.command)
-            data_dir = words[words.index("--data_dir") + 1] if "--data_dir" in words else "data"
+            kept = self.record.data_dir
+            data_dir = "data" if kept is None else kept
         entry = get_model(settings.model)
         dataset = entry.load_dataset(settings.dataset, data_dir, settings.limit)
         if dataset.fingerprint() != settings.data:
@@ -106,8 +124,11 @@ class FinishedRun:
     @cached_property
     def sample(self) -> Tensor:
         """The weights that CMD clustered, int64 [K]."""
+        sizes = [size for _, size in self.layers]
         generator = torch.Generator().manual_seed(self.settings.seed)
-        return sample_weights([size for _, size in self.layers], self.settings.samples, generator)
+        with warnings.catch_warnings():  # that it is small was said when the run was made
+            warnings.simplefilter("ignore", UserWarning)
+            return sample_weights(sizes, self.settings.samples, generator)
 
     @cached_property
     def posthoc(self) -> CMDModel:
@@ -115,7 +136,7 @@ class FinishedRun:
 
         Raises UserError if they are not there or of another model.
         """
-        path = self.require("cmd_posthoc.pt", "--cmd_PostHoc True")
+        path = self.require(PostHocCMD.files()[0], PostHocCMD)
         cmd = load_cmd(self.record.store, path.name)
         if cmd.n_weights != sum(size for _, size in self.layers):
             raise UserError(

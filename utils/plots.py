@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 
 import matplotlib
 import numpy as np
@@ -10,9 +11,10 @@ from matplotlib.ticker import MaxNLocator
 
 from utils.methods import Method
 from utils.metrics import Metrics
+from utils.report import percent
 from utils.run import METRICS
 from utils.settings import Settings
-from utils.style import STYLE, draw_band, mark_epoch, save
+from utils.style import STYLE, caption, draw_band, mark_epoch, save
 
 ROW_HEIGHT = 0.24  # inches of a legend's line
 FEW = 15  # epochs, each of which is marked
@@ -25,37 +27,44 @@ def plot_test_accuracy(
     path: Path,
     formats: Sequence[str] = ("png",),
     difference: bool = False,
+    with_shares: bool = True,
 ) -> list[Path]:
     """Every method's test accuracy over the epochs of finished runs, its last one in the legend.
 
     folders: of one run, or of equal runs with several seeds, whose mean is drawn with a band of
     one sample standard deviation to either side. Below, where asked for, the difference to the run
-    itself; and the share of weights embedded, where a method embeds any. Returns the files.
+    itself, if other methods are there; and the share of weights embedded, where a method embeds
+    any. Returns the files.
+
+    Raises UserError if the file with such a share is not there or damaged.
     """
     stored = [Metrics.stored(folder / METRICS) for folder in folders]
-    curves = {
-        method: np.array([[100 * row.test_acc for row in run.of(method.name)] for run in stored])
+    fractions = {
+        method: [[row.test_acc for row in run.of(method.name)] for run in stored]
         for method in methods
     }
+    curves = {method: 100 * np.array(runs) for method, runs in fractions.items()}
     the_run = next((method for method in methods if method.trains), None)
-    shares = [method for method in methods if method.share(folders[0]) is not None]
-    panels = [4] + [2.2] * (difference and the_run is not None) + [1] * bool(shares)
+    difference = difference and the_run is not None and len(methods) > 1
+    shares = shares_of(methods, folders) if with_shares else {}
+    panels = [4] + [2.2] * difference + [1] * bool(shares)
     with matplotlib.rc_context(STYLE):
         figure = Figure(layout="constrained", figsize=(6.4, 3.2 + 1.1 * sum(panels[1:])))
-        figure.set_figheight(max(4.2, figure.get_figheight()))
+        figure.set_figheight(max(4.2, figure.get_figheight()) + 0.2)
+        caption(figure, settings, len(folders))
         all_axes = figure.subplots(
             len(panels), 1, sharex=True, height_ratios=panels, squeeze=False
         )[:, 0]
         axes, *below = all_axes
         for method, curve in curves.items():
             x, shown, look = _departed(method, curve, settings, the_run)
-            label = f"{method.label}: {_last(curve)} %"
+            label = f"{method.label}: {_last(fractions[method])} %"
             draw_band(axes, x, shown, method.color, label=label, **look)
         axes.set_ylim(*_limits(list(curves.values())))
         axes.set_ylabel("Test accuracy (%)")
         for end in {method.warmup_end(settings) for method in methods} - {None}:
             mark_epoch(axes, end, "warm-up ends", settings.epochs)
-        if difference and the_run is not None:
+        if difference:
             under = below.pop(0)
             differences = []
             for method, curve in curves.items():
@@ -66,11 +75,9 @@ def plot_test_accuracy(
                 shown = shown - curves[the_run][:, x[0] :]
                 draw_band(under, x, shown, method.color, **look)
                 differences.append(shown)
-            if differences:
-                under.set_ylim(*_limits(differences, at_most=100))
+            under.set_ylim(*_limits(differences, at_most=100))
             under.set_ylabel(f"Minus {the_run.label}\n(percentage points)")
-        for method in shares:
-            share = np.array([100 * method.share(folder).numpy() for folder in folders])
+        for method, share in shares.items():
             x = np.arange(share.shape[1])
             draw_band(below[0], x, share, method.color, drawstyle="steps-post")
             below[0].set_ylim(0, 105)
@@ -79,12 +86,16 @@ def plot_test_accuracy(
         all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.02)
         figure.align_ylabels(all_axes)
+        last = f"At epoch {settings.epochs - 1}"
         if len(methods) <= 4:
-            axes.legend(loc="best")
+            axes.legend(loc="best", title=last, alignment="left")
         else:  # too many to lie beside the curves
             rows = -(-len(methods) // 2)
-            figure.set_figheight(figure.get_figheight() + ROW_HEIGHT * rows)
-            figure.legend(loc="outside upper center", ncols=2, fontsize=10)
+            figure.set_figheight(figure.get_figheight() + ROW_HEIGHT * (rows + 1))
+            axes.legend(
+                loc="lower center", bbox_to_anchor=(0.47, 1), ncols=2, fontsize=10, title=last,
+                alignment="left",
+            )  # fmt: skip
         return save(figure, path, formats)
 
 
@@ -104,9 +115,25 @@ def _departed(
     return np.arange(start, curves.shape[1]), curves[:, start:], look
 
 
-def _last(curves: np.ndarray) -> str:
-    spread = f" ± {curves[:, -1].std(ddof=1):.2f}" if len(curves) > 1 else ""
-    return f"{curves[:, -1].mean():.2f}{spread}"
+def shares_of(
+    methods: Sequence[type[Method]], folders: Sequence[Path]
+) -> dict[type[Method], np.ndarray]:
+    """Of each method that embeds weights, how many after each epoch of each run, in %: [runs, T].
+
+    Raises UserError if a file with it is not there or damaged.
+    """
+    found = {}
+    for method in methods:
+        shares = [method.share(folder) for folder in folders]
+        if shares[0] is not None:
+            found[method] = np.array([100 * share.numpy() for share in shares])
+    return found
+
+
+def _last(runs: Sequence[Sequence[float]]) -> str:
+    """As the table has it: the same numbers, rounded alike."""
+    last = [fractions[-1] for fractions in runs]
+    return percent(fmean(last), stdev(last) if len(last) > 1 else None)
 
 
 def _limits(curves: list[np.ndarray], at_most: float = 100.5) -> tuple[float, float]:

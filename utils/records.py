@@ -22,7 +22,8 @@ class Record:
     """A run's settings, the commands that made it and its metrics; nothing is written.
 
     store: reads the run's files. settings: Settings. commands: those that made the run, in order.
-    classes: the names of the data set's. hardware: the processor and torch's version.
+    classes: the names of the data set's. data_dir: where its images lay last, None where that was
+    not kept. hardware: the processor and torch's version.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,6 +40,8 @@ class Record:
             self.settings = Settings(**config["settings"])
             self.commands = [str(command) for command in config["commands"]]
             self.classes = [str(name) for name in config["classes"]]
+            data_dir = config.get("data_dir")
+            self.data_dir = None if data_dir is None else str(data_dir)
             environment = config["environment"]
             self.hardware = f"{environment['processor']}, torch {environment['versions']['torch']}"
         self.store = Store(folder, config["run"])

@@ -53,7 +53,7 @@ def over_seeds(seeds: Sequence[int], summaries: Sequence[dict]) -> dict:
     for name, of_first in first["methods"].items():
         runs = [summary["methods"][name] for summary in summaries]
         own = {"label": of_first["label"]}
-        for key in of_first.keys() - {"label", "best_epoch"}:
+        for key in [key for key in of_first if key not in ("label", "best_epoch")]:
             values = [run[key] for run in runs]
             own[key] = fmean(values)
             if key in ACCURACIES:
@@ -83,5 +83,6 @@ def table(summary: dict) -> str:
         counts = (f"{figures['parameters']:,.0f}", f"{figures['seconds']:,.1f}")
         rows.append((figures["label"], *accuracies, *counts))
     best = "best (epoch)" if "seed" in summary["settings"] else "best"
-    header = ("method", "last epoch", f"mean of last {LAST}", best, "parameters", "seconds")
+    mean = f"mean of last {min(LAST, summary['settings']['epochs'])}"
+    header = ("method", "last epoch", mean, best, "parameters", "seconds")
     return format_table(header, rows)

@@ -42,9 +42,11 @@ def markdown(table: Table, found: Mapping[Row, Mapping[int, Record]], seeds: Seq
     found: of each row, the records of its runs by seed. seeds: those asked for.
     """
     headings = [heading for _, heading in table.columns]
+    epochs = [record.settings.epochs for records in found.values() for record in records.values()]
+    or_all = " (of all, where there are fewer)" if min(epochs, default=LAST) < LAST else ""
     lines = [
-        f"**{table.title}, %.** In a cell: ours at the last epoch / as a mean of the last {LAST}, "
-        f"over seeds {', '.join(map(str, seeds))} (the paper's).",
+        f"**{table.title}, %.** In a cell: ours at the last epoch / as a mean of the last {LAST}"
+        f"{or_all}, over seeds {', '.join(map(str, seeds))} (the paper's).",
         "",
         "| | " + " | ".join(headings) + " |",
         "| --- |" + " --- |" * len(headings),

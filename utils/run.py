@@ -53,6 +53,13 @@ OWN_FILES += tuple(
 )
 
 
+def tested_at_once(settings: Settings, device: torch.device, asked: int | None = None) -> int:
+    """Images in a test batch: as set where the result depends on it, else as asked for, else what
+    suits the device."""
+    suits = TEST_BATCH_SIZE.get(device.type, settings.batch_size)
+    return settings.test_batch_size or asked or suits
+
+
 class Run:
     """The run with the given settings in `folder`, new or gone on with; a context manager, as
     the folder is held against other processes until it is left."""
@@ -70,6 +77,7 @@ class Run:
         compiled: bool = False,
         test_batch_size: int | None = None,
         weights: str | None = None,
+        data_dir: str | None = None,
     ) -> None:
         """Open the run, or start it; nothing is written or removed if it cannot.
 
@@ -80,6 +88,7 @@ class Run:
         test_batch_size: images tested at once, where that is no setting; None for what suits the
             device.
         weights: what a pretrained model starts from, as the command line has it.
+        data_dir: where the images lie, kept with the run; None for where they are known to.
 
         Raises UserError if other settings' results lie in `folder`, another process works there, a
         file there is damaged, the model cannot be built or has fewer weights than modes, or the
@@ -89,11 +98,8 @@ class Run:
         self.progress = progress
         self.entry = get_model(settings.model)
         self.arithmetic = Arithmetic(settings.precision, compiled)
-        self.test_batch_size = (
-            settings.test_batch_size
-            or test_batch_size
-            or (TEST_BATCH_SIZE.get(device.type, settings.batch_size))
-        )
+        self.test_batch_size = tested_at_once(settings, device, test_batch_size)
+        self._data_dir = data_dir
         self._weights = weights or "imagenet"
         self._background = Background(device)
         self._lock: FolderLock | None = None
@@ -396,6 +402,7 @@ class Run:
             "settings": asdict(self.settings),
             "n_weights": self.n_weights,
             "classes": list(self.dataset.classes),
+            "data_dir": self._data_dir,
             "commands": commands,
             "environment": where,
         }
@@ -413,6 +420,8 @@ class Run:
                 for name in method.files():
                     (self.folder / name).unlink(missing_ok=True)
         commands = config.get("commands", [])
+        if self._data_dir is None:
+            self._data_dir = config.get("data_dir")
         if command and command not in commands:
             commands.append(command)
         self._write_config(commands, config["environment"])

@@ -55,11 +55,14 @@ class Store:
     def reading(self, name: str, remedy: str = ANEW) -> Iterator[dict]:
         """A block that takes in what `save` wrote.
 
-        Raises UserError, ending in the remedy, if the file is damaged or of another run, or the
-        block cannot use it.
+        Raises UserError if the file is not there, and, ending in the remedy, if it is damaged or
+        of another run, or the block cannot use it.
         """
-        with usable(self.folder / name, remedy):
-            yield load_tensors(self.folder / name, self.run)
+        path = self.folder / name
+        if not path.exists():
+            raise UserError(f"{path} is not there")
+        with usable(path, remedy):
+            yield load_tensors(path, self.run)
 
     def sums(self, name: str, remedy: str = AFRESH, writable: bool = True) -> Sums:
         """The checksums in a file.

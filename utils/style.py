@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.files import atomic_write
+from utils.settings import Settings
 
 STYLE = {
     "figure.figsize": (6.4, 4.2),
@@ -53,6 +54,18 @@ def label_layers(axes: Axes, names: Sequence[str]) -> None:
 def mode_color(mode: int) -> str:
     """The colour of a mode, by its number."""
     return MODE_COLORS[mode % len(MODE_COLORS)]
+
+
+def caption(figure: Figure, settings: Settings, n_seeds: int = 1) -> None:
+    """One small line above a figure: the run that it is of, or the runs with several seeds."""
+    words = f"{settings.model} on {settings.dataset}"
+    if settings.limit is not None:
+        words += f", --limit {settings.limit}"
+    if n_seeds > 1:
+        words += f", mean ± sample standard deviation over {n_seeds} seeds"
+    else:
+        words += f", seed {settings.seed}"
+    figure.suptitle(words, x=0.01, ha="left", fontsize=8, color=MARK)
 
 
 def save(figure: Figure, path: Path, formats: Sequence[str] = ("png",)) -> list[Path]:

@@ -17,7 +17,7 @@ from utils.tables import format_table
 
 LAST = 10  # rounds that the table's mean is over
 HEADER = [
-    "method", "last round", f"mean of last {LAST}", "best (round)",
+    "method", "last round", "mean of last {}", "best (round)",
     "MB down", "MB up", "of FedAvg's", "serialised MB", "of FedAvg's",
 ]  # fmt: skip
 
@@ -72,7 +72,8 @@ def table(summary: dict) -> str:
                 wire_share,
             ]
         )
-    return format_table(HEADER, rows)
+    n_rounds = min(LAST, summary["settings"]["rounds"])
+    return format_table([heading.format(n_rounds) for heading in HEADER], rows)
 
 
 def write_rounds(histories: Mapping[str, Sequence[Round]], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Weights as trained, as CMD reconstructs them, and as a DMD of the same rank has them.
+"""Weights as trained, as CMD reconstructs them, and as a DMD of as high a rank has them.
 
 Dynamic mode decomposition: "Dynamic mode decomposition of numerical and experimental data", J.
 Fluid Mech. 2010, by PyDMD. It works on the snapshots' coordinates in an orthonormal basis of the
@@ -6,6 +6,7 @@ space that they span, T numbers a snapshot, which gives the DMD of the weights t
 never leaves that space.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,20 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
 from utils.finished import FinishedRun
 from utils.fitting import CMDModel, Snapshots, fit_cmd
 from utils.flat import read_vector, write_vector
 from utils.method_cmd import online_cmd
-from utils.style import STYLE, mark_epoch, mode_color, save
+from utils.pictures.needs import require_movement, require_sample, require_warmup
+from utils.style import STYLE, caption, mark_epoch, mode_color, save
 
 SHOWN = 30  # sampled weights
+FAR = 100  # times a panel's height: how far off a curve of a model that diverges is drawn
 TRAINED, FROM_WARMUP, ONLINE = "As trained", "CMD, a and b of the warm-up", "CMD, updated online"
-DMD_WARMUP, DMD_ALL = "DMD of the warm-up", "DMD of all epochs"
+DMD_WARMUP, DMD_ALL = "DMD of the warm-up, rank {}", "DMD of all epochs, rank {}"
 LOOKS = {
     FROM_WARMUP: {"color": "#56B4E9"},
     ONLINE: {"color": "#0072B2"},
@@ -37,10 +40,14 @@ LOOKS = {
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """shown: the sampled weights that are drawn, [T, n]. error: of all weights, relative, [T]."""
+    """shown: the sampled weights that are drawn, [T, n]. error: of all weights, relative, [T].
+
+    rank: of a DMD.
+    """
 
     shown: np.ndarray
     error: np.ndarray
+    rank: int | None = None
 
 
 def draw_dynamics(
@@ -54,9 +61,14 @@ def draw_dynamics(
     ‖θ̂(t) − θ(t)‖ / ‖θ(t)‖. Returns the files.
 
     progress: wraps the epochs, and each pass over the trajectory. with_dmd: needs PyDMD.
+
+    Raises UserError if the run's settings leave no warm-up or nothing to sample, or nothing moves.
     """
     settings = run.settings
+    require_sample(settings)
+    require_warmup(settings)
     snapshots = Snapshots(run.trajectory.array, settings.start, device="cpu")
+    require_movement(snapshots.columns(run.sample), settings)
     warmup = settings.warmup_cmd + 1 - settings.start  # snapshots of the warm-up
     cmd = fit_cmd(
         run.trajectory.array, run.sample, settings.modes, settings.start, settings.warmup_cmd + 1,
@@ -78,18 +90,20 @@ def draw_dynamics(
     colors = [mode_color(mode) for mode in cmd.mode[some].tolist()]
     with matplotlib.rc_context(STYLE | {"font.size": 9, "lines.linewidth": 0.9}):
         columns = 3 if with_dmd else 2
-        figure = Figure(figsize=(3.1 * columns, 5.3), layout="constrained")
+        figure = Figure(figsize=(3.1 * columns, 5.5), layout="constrained")
+        caption(figure, settings)
         panels = figure.subplots(2, columns, sharex=True).flatten()
         curves = {TRAINED: trained} | {name: model.shown for name, model in found.items()}
         for axes, (name, weights) in zip(panels, curves.items(), strict=False):
             _draw_weights(axes, epochs, weights, colors, trained)
-            axes.set_title(name, fontsize=9)
+            axes.set_title(name.format(found[name].rank if name in found else ""), fontsize=9)
             axes.axvline(settings.warmup_cmd, color="#999999", lw=1, ls=(0, (4, 3)), zorder=0)
         for axes in panels[::columns]:
             axes.set_ylabel("Weight")
         _draw_errors(panels[-1], epochs, found, settings.warmup_cmd)
         for axes in panels[-columns:]:
             axes.set_xlabel("Epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         handles, names = panels[-1].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower right", ncols=columns + 1, fontsize=8.5)
         return save(figure, path, formats)
@@ -118,7 +132,9 @@ def updated_online(
 ) -> Reconstruction:
     """Online CMD, shown the run again; nothing before the warm-up ends."""
     settings = run.settings
-    online = online_cmd(run)
+    with warnings.catch_warnings():  # that the sample is small was said when the run was made
+        warnings.simplefilter("ignore", UserWarning)
+        online = online_cmd(run)
     shown, error = [], []
     for epoch in progress(range(settings.epochs)):
         write_vector(run.trajectory[epoch], run.model)
@@ -151,37 +167,55 @@ def in_their_span(
 
 
 def by_dmd(coordinates: np.ndarray, basis: np.ndarray, rank: int, n_fitted: int) -> Reconstruction:
-    """A DMD fitted on the first snapshots, and what it makes of all of them."""
+    """A DMD fitted on the first snapshots, two or more, and what it makes of all of them.
+
+    Its rank is the one given, or as high a one as the snapshots allow.
+    """
     from pydmd import DMD  # optional
 
-    dmd = DMD(svd_rank=min(rank, n_fitted - 1))
-    dmd.fit(coordinates[:, :n_fitted])
-    dmd.dmd_time["tend"] = coordinates.shape[1] - 1
-    found = dmd.reconstructed_data.real
-    off = np.linalg.norm(found - coordinates, axis=0) / np.linalg.norm(coordinates, axis=0)
-    return Reconstruction((basis @ found).T, off)
+    fitted = coordinates[:, :n_fitted]
+    rank = min(rank, int(np.linalg.matrix_rank(fitted[:, :-1]))) if len(fitted) else 0
+    found = np.zeros_like(coordinates)
+    if rank:  # 0 would have PyDMD choose one
+        dmd = DMD(svd_rank=rank)
+        # a warm-up that moves little is ill-conditioned, which the errors drawn tell of
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            dmd.fit(fitted)
+            dmd.dmd_time["tend"] = coordinates.shape[1] - 1
+            found = dmd.reconstructed_data.real
+    norm = np.linalg.norm(coordinates, axis=0)
+    with np.errstate(all="ignore"):  # of one that diverges
+        off = np.linalg.norm(found - coordinates, axis=0) / np.where(norm > 0, norm, 1)
+        return Reconstruction((basis @ found).T, off, rank)
 
 
 def _draw_weights(
     axes: Axes, epochs: np.ndarray, weights: np.ndarray, colors: Sequence[str], trained: np.ndarray
 ) -> None:
-    for curve, color in zip(weights.T, colors, strict=True):
+    low, high = trained.min(), trained.max()
+    height = float(high - low) or abs(float(low)) or 1.0
+    far = FAR * height
+    for curve, color in zip(np.clip(weights, low - far, high + far).T, colors, strict=True):
         axes.plot(epochs, curve, color=color)
-    room = 0.05 * np.ptp(trained)
-    axes.set_ylim(trained.min() - room, trained.max() + room)
+    axes.set_ylim(low - 0.05 * height, high + 0.05 * height)
     axes.margins(x=0.02)
 
 
 def _draw_errors(
     axes: Axes, epochs: np.ndarray, found: dict[str, Reconstruction], warmup: int
 ) -> None:
-    for name, model in found.items():
-        axes.plot(epochs, 100 * model.error, label=name, linewidth=1.6, **LOOKS[name])
-    axes.set_yscale("log")
     seen = np.concatenate([100 * model.error for model in found.values()])
     seen = seen[np.isfinite(seen) & (seen > 0)]
+    limits = (0.1, 100.0)  # where every model is exact
     if len(seen):
-        axes.set_ylim(max(seen.min() * 0.7, 1e-3), min(seen.max() * 1.4, 1e3))
+        high = max(min(seen.max() * 1.4, 1e3), seen.min() * 1.4)
+        limits = (max(seen.min() * 0.7, min(1e-3, high / 10)), high)
+    for name, model in found.items():
+        error = np.clip(100 * model.error, limits[0] / FAR, limits[1] * FAR)
+        axes.plot(epochs, error, label=name.format(model.rank), linewidth=1.6, **LOOKS[name])
+    axes.set_yscale("log")
+    axes.set_ylim(limits)
     axes.set_ylabel("Relative error of all weights (%)")
     mark_epoch(axes, warmup, "warm-up ends", epochs[-1] + 1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -9,21 +9,23 @@ from matplotlib.ticker import MaxNLocator
 
 from utils.finished import FinishedRun
 from utils.method_embedded import EmbeddedCMD
-from utils.style import STYLE, label_layers, layer_height, save
-
-FLAG = "--cmd_embed True"
+from utils.style import STYLE, caption, label_layers, layer_height, save
 
 
 def draw_embedding(run: FinishedRun, path: Path, formats: Sequence[str]) -> list[Path]:
     """The share of all weights embedded after each epoch, and below it of each layer's. Returns
-    the files."""
-    result = run.record.store.load(run.require(EmbeddedCMD.files()[0], FLAG).name)
+    the files.
+
+    Raises UserError if the run has no embedded CMD, or its file is damaged.
+    """
+    result = run.record.store.load(run.require(EmbeddedCMD.files()[0], EmbeddedCMD).name)
     counts, sizes = result["embedded_counts"].numpy(), result["layer_sizes"].numpy()
     n_epochs, names = len(counts), [name for name, _ in run.layers]
     mean = 100 * counts.sum(1).mean() / sizes.sum()
     with matplotlib.rc_context(STYLE):
         height = layer_height(len(names))
-        figure = Figure(figsize=(6.4, 2.6 + height), layout="constrained")
+        figure = Figure(figsize=(6.4, 2.8 + height), layout="constrained")
+        caption(figure, run.settings)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, height))
         share = 100 * counts.sum(1) / sizes.sum()
         above.plot(share, color=EmbeddedCMD.color, drawstyle="steps-post", linewidth=2)
