@@ -52,3 +52,21 @@ def fit(trajectory, sample, modes):
     mode[reference] = np.arange(len(reference))
     a, b = least_squares(trajectory, reference, mode)
     return reference, mode, a, b, to_reference
+
+
+def weighted_least_squares(trajectory, reference, mode, memory):
+    """a, b as by `least_squares`, snapshot s of T counting (1 − 1 / memory)^(T − 1 − s)."""
+    trajectory = np.asarray(trajectory, dtype=np.float64)
+    weights = (1 - 1 / memory) ** np.arange(len(trajectory) - 1, -1, -1)
+    centred = trajectory - trajectory[0]  # exact: the movement may be small against the value
+    mean = weights @ centred / weights.sum()
+    moved = centred - mean
+    a = np.zeros(trajectory.shape[1])
+    for m, r in enumerate(reference):
+        members = mode == m
+        square = weights @ moved[:, r] ** 2
+        if square > 0:
+            a[members] = (weights * moved[:, r]) @ moved[:, members] / square
+    b = trajectory[0] + mean - a * (trajectory[0] + mean)[np.asarray(reference)[mode]]
+    a[reference], b[reference] = 1, 0
+    return a, b

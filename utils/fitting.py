@@ -219,23 +219,28 @@ class Snapshots:
 class ReferenceMoments:
     """How the reference weights moved over `count` snapshots: what a fit knows of each mode.
 
-    mean: float64 [M]. square: float64 [M], the sum of squared deviations from the mean.
+    count: how many, or the sum of their weights where they count differently. mean: float64 [M].
+    square: float64 [M], the (weighted) sum of squared deviations from the mean.
     """
 
-    count: int
+    count: float
     mean: Tensor
     square: Tensor
 
     @classmethod
-    def of(cls, columns: Tensor) -> "ReferenceMoments":
-        mean, deviation = centre(columns.double())
-        return cls(len(columns), mean, deviation.square().sum(0))
+    def of(cls, columns: Tensor, weights: Tensor | None = None) -> "ReferenceMoments":
+        """Of snapshots float [T, M]. weights: float64 [T], how much each counts; None: all 1."""
+        mean, deviation = centre(columns.double(), weights)
+        if weights is None:
+            return cls(len(columns), mean, deviation.square().sum(0))
+        return cls(float(weights.sum()), mean, weights @ deviation.square())
 
-    def add(self, values: Tensor) -> None:
-        """Count one more snapshot, float [M]."""
+    def add(self, values: Tensor, decay: float = 1) -> None:
+        """Count one more snapshot, float [M], after those before count `decay` times as much."""
         deviation = values.double() - self.mean
-        self.count += 1
+        self.count = decay * self.count + 1
         self.mean += deviation / self.count
+        self.square *= decay
         self.square += deviation * (values - self.mean)
 
     def table(self) -> Tensor:
@@ -306,10 +311,7 @@ def fit_parts(
     _, deviation = centre(snapshots.columns(reference).double())
     norm = moments.square.sqrt()
     n_epochs, n_modes = deviation.shape
-    # Rows: the references' deviations, of norm 1 or 0; the mean; zeros, for whole vector registers.
-    rows = torch.zeros(-(-(n_modes + 1) // 4) * 4, n_epochs, dtype=norm.dtype, device=norm.device)
-    rows[:n_modes] = torch.where(norm > 0, deviation / norm, 0).T
-    rows[n_modes] = 1 / n_epochs
+    rows = _rows(torch.where(norm > 0, deviation / norm, 0), torch.ones_like(deviation[:, 0]))
     rounding = n_epochs**1.5 * torch.finfo(rows.dtype).eps  # of a product, against |mean|
     for part, columns in snapshots.parts(within):
         product = _strips(rows, columns)
@@ -331,6 +333,53 @@ def fit_parts(
         own, at = here.nonzero().flatten(), reference[here] - part.start
         mode[at], covariance[at] = own, moments.square[own]  # whatever ties with it
         yield part, mean, covariance, mode
+
+
+def decaying_parts(
+    snapshots: Snapshots,
+    reference: Tensor,
+    moments: ReferenceMoments,
+    weights: Tensor,
+    mode: Tensor,
+    within: slice | None = None,
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Fit the weights, or those of a range, to the modes that they are in, some at a time.
+
+    moments: of the references, with the same weights. weights: float64 [T], how much each
+    snapshot counts. mode: [n], of the weights in the range.
+
+    Yields (range, weighted mean float64 [n], weighted covariance with the reference float64 [n]).
+    """
+    _, deviation = centre(snapshots.columns(reference).double(), weights)
+    n_modes = len(reference)
+    rows = _rows(weights[:, None] * deviation, weights)
+    first = 0 if within is None else within.start
+    for part, columns in snapshots.parts(within):
+        product = _strips(rows, columns)
+        n_weights = columns.shape[1]
+        own = mode[part.start - first : part.stop - first].long()
+        mean = product[:, n_modes].reshape(-1)[:n_weights]
+        strips = torch.zeros(product[:, 0].numel(), dtype=own.dtype, device=own.device)
+        strips[:n_weights] = own
+        covariance = product.gather(1, strips.view(len(product), 1, -1)).reshape(-1)[:n_weights]
+
+        still = (columns == columns[0]).all(0)
+        mean = torch.where(still, columns[0].double(), mean)
+        covariance = torch.where(still, 0, covariance)
+        here = (reference >= part.start) & (reference < part.stop)
+        covariance[reference[here] - part.start] = moments.square[here]
+        yield part, mean, covariance
+
+
+def _rows(deviation: Tensor, weights: Tensor) -> Tensor:
+    """What weights' snapshots [T, n] are multiplied by: float64 [m, T], the references' deviations
+    [T, M], a row that gives the mean with the snapshots' weights [T], and zeros, for whole vector
+    registers."""
+    n_epochs, n_modes = deviation.shape
+    rows = deviation.new_zeros(-(-(n_modes + 1) // 4) * 4, n_epochs)
+    rows[:n_modes] = deviation.T
+    rows[n_modes] = weights / weights.sum()
+    return rows
 
 
 def _strips(rows: Tensor, columns: Tensor) -> Tensor:
@@ -360,15 +409,17 @@ def _strips(rows: Tensor, columns: Tensor) -> Tensor:
     return product
 
 
-def centre(columns: Tensor) -> tuple[Tensor, Tensor]:
+def centre(columns: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The mean over time of float64 [T, n], and the deviations from it, in place.
+
+    weights: float64 [T], how much each snapshot counts; None: all alike.
 
     The first snapshot is subtracted first, which is exact where a weight's movement is small
     against its value, and gives exactly 0 for a weight that never moves.
     """
     first = columns[0].clone()
     columns -= first
-    shift = columns.mean(0)
+    shift = columns.mean(0) if weights is None else (weights @ columns) / weights.sum()
     columns -= shift
     return first + shift, columns
 

@@ -1,6 +1,7 @@
 """Online CMD: a model that follows another while it trains (paper, section 4)."""
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from utils.fitting import (
     Snapshots,
     check_modes,
     coefficients,
+    decaying_parts,
     fit_parts,
     mode_dtype,
     part_weights,
@@ -47,6 +49,10 @@ class OnlineCMD:
     update makes a, b the least-squares fit on all snapshots so far. The state is O(N): for each
     weight its mode, its mean and its covariance with the reference, in float64 and centred.
 
+    With a memory of H updates (adaptive CMD), snapshot s counts λ^(t − s) in the fit at t, where
+    λ = 1 − 1/H: a reference that leaves its mode loses its hold on it, and what is left of a weight
+    is an average of its own last updates. Modes and references stay those of the warm-up.
+
     module: the model to test or save: with the followed model's own weights before epoch F, with
         CMD's from then on.
     model: the current CMDModel, None before epoch F.
@@ -62,6 +68,8 @@ class OnlineCMD:
         start: int = 0,
         history: History | None = None,
         ranks: Ranks = ALONE,
+        memory: float | None = None,
+        beside: "OnlineCMD | None" = None,
     ) -> None:
         """Prepare to follow `module`, which is copied and never changed.
 
@@ -71,22 +79,35 @@ class OnlineCMD:
             kept in memory until the warm-up ends.
         ranks: those that follow the same model, each in charge of a range of its weights; they
             call everything here together.
+        memory: H, in updates; None for the paper's, in which all snapshots count alike.
+        beside: an OnlineCMD of the same settings but for the memory, which is always updated
+            before this one: its sample, modes and references are taken over, and the warm-up is
+            kept and fitted once for both.
 
-        Raises ValueError if M < 1, K < M, warmup < 1 or start is not below it.
+        Raises ValueError if M < 1, K < M, warmup < 1 or start is not below it, memory < 1, or
+        `beside` has other settings.
         """
         if warmup < 1 or not 0 <= start < warmup:
             raise ValueError(f"a warm-up from epoch {start} to {warmup} spans no two snapshots")
         check_modes(modes, samples)
+        if memory is not None and not memory >= 1:
+            raise ValueError(f"a memory of {memory} updates: it must be 1 or more, or None")
+        self.memory = None if memory is None or math.isinf(memory) else float(memory)
         self.modes, self.samples, self.warmup, self.start = modes, samples, warmup, start
         self.module = copy.deepcopy(module).requires_grad_(False)
         self.n_updates = 0
         generator = torch.Generator().manual_seed(seed)
         self._sample = sample_weights(layer_sizes(module), samples, generator)
-        self._history, self._ranks = history, ranks
+        self._history, self._ranks, self._beside = history, ranks, beside
         self._n_weights = sum(layer_sizes(module))
+        if beside is not None:
+            if beside._settings() | {"memory": None} != self._settings() | {"memory": None}:
+                raise ValueError(f"beside one with {beside._settings()}, not {self._settings()}")
+            self._sample = beside._sample
         self._own = ranks.share(self._n_weights)  # where in θ this rank's weights lie
         self._theta: Tensor | None = None  # the buffer that θ is read into
         self._snapshots: list[Tensor] = []  # of the warm-up, where there is no history
+        self._warmup: Snapshots | None = None  # all of them, from the fit to the next update
         self._state: dict[str, Tensor] = {}  # mean, covariance, mode of own weights; reference [M]
         self._moments: ReferenceMoments | None = None
         self._reference_history: list[Tensor] = []
@@ -99,7 +120,7 @@ class OnlineCMD:
         self.n_updates += 1
         copy_integer_buffers(module, self.module)
         if epoch < self.warmup:
-            if self._history is None and epoch >= self.start:
+            if self._history is None and self._beside is None and epoch >= self.start:
                 self._snapshots.append(theta.cpu().clone())
             write_vector(theta, self.module)
             return
@@ -108,7 +129,13 @@ class OnlineCMD:
             cmd = self.model
             write_vector(cmd.reconstruct(theta[cmd.reference]), self.module)
         else:
+            self._warmup = None
             self._update(theta)
+
+    @property
+    def _decay(self) -> float:
+        """λ, how much less a snapshot counts with every update after it."""
+        return 1 if self.memory is None else 1 - 1 / self.memory
 
     @property
     def model(self) -> CMDModel | None:
@@ -129,34 +156,55 @@ class OnlineCMD:
         return CMDModel(a, b, mode.clone(), reference.clone(), history)
 
     def _fit(self, theta: Tensor) -> None:
-        if self._history is None:
-            warmup = torch.empty(len(self._snapshots) + 1, len(theta))
-            warmup[-1] = theta
-            for row in warmup[:-1]:
-                row.copy_(self._snapshots.pop(0))  # freed as it goes: never all of them twice
+        """Find modes and references, or take them over, and the moments over the warm-up."""
+        if self._beside is None:
+            snapshots = self._warmup = self._read_warmup(theta)
+            reference = shared_references(snapshots, self._sample, self.modes, self._ranks)
         else:
-            warmup = self._history.array[self.start : self.warmup + 1]
-        snapshots = Snapshots(warmup, device=theta.device)
-        reference = shared_references(snapshots, self._sample, self.modes, self._ranks)
+            snapshots = self._beside._warmup
+            if snapshots is None:
+                raise ValueError("the OnlineCMD beside this one has to be updated first")
+            reference = self._beside._state["reference"]
         columns = snapshots.columns(reference)
-        self._moments = ReferenceMoments.of(columns)
         self._reference_history = list(columns)
         own = self._own
         mean = theta.new_empty(own.stop - own.start, dtype=torch.float64)
         covariance = torch.empty_like(mean)
-        mode = theta.new_empty(len(mean), dtype=mode_dtype(len(reference)))
-        for part, *values in fit_parts(snapshots, reference, self._moments, own):
-            here = slice(part.start - own.start, part.stop - own.start)
-            mean[here], covariance[here], mode[here] = values
+        if self._beside is None:
+            mode = theta.new_empty(len(mean), dtype=mode_dtype(len(reference)))
+            self._moments = ReferenceMoments.of(columns)
+            for part, *values in fit_parts(snapshots, reference, self._moments, own):
+                here = slice(part.start - own.start, part.stop - own.start)
+                mean[here], covariance[here], mode[here] = values
+        else:
+            mode = self._beside._state["mode"]
+        if self._beside is not None or self.memory is not None:
+            ages = torch.arange(len(snapshots) - 1, -1, -1, dtype=mean.dtype, device=mean.device)
+            weights = self._decay**ages
+            self._moments = ReferenceMoments.of(columns, weights)
+            found = decaying_parts(snapshots, reference, self._moments, weights, mode, own)
+            for part, *values in found:
+                here = slice(part.start - own.start, part.stop - own.start)
+                mean[here], covariance[here] = values
         self._state = {
             "mean": mean, "covariance": covariance, "mode": mode, "reference": reference
         }  # fmt: skip
+
+    def _read_warmup(self, theta: Tensor) -> Snapshots:
+        """Snapshots start … F, of which θ is the last."""
+        if self._history is not None:
+            return Snapshots(self._history.array[self.start : self.warmup + 1], device=theta.device)
+        warmup = torch.empty(len(self._snapshots) + 1, len(theta))
+        warmup[-1] = theta
+        for row in warmup[:-1]:
+            row.copy_(self._snapshots.pop(0))  # freed as it goes: never all of them twice
+        return Snapshots(warmup, device=theta.device)
 
     def _update(self, theta: Tensor) -> None:
         """Take θ into the state, and write a · w_r + b into the module, in one pass over both."""
         values = theta[self._state["reference"]]
         self._reference_history.append(values)
-        self._moments.add(values)
+        self._moments.add(values, self._decay)
         table = torch.cat([self._moments.table(), values[None]])
         updated = self._updated(theta[self._own], table)
         if self._ranks.size > 1:
@@ -171,7 +219,7 @@ class OnlineCMD:
         the same room, which costs less than fresh memory for each.
         """
         references = (self._state["reference"] - self._own.start).tolist()
-        count = self._moments.count
+        count, decay = self._moments.count, self._decay
         size = min(len(theta), part_weights(theta.device))
         wide, narrow = table.new_empty(5, size), theta.new_empty(4, size)
         for part in parts(len(theta), size):
@@ -184,6 +232,8 @@ class OnlineCMD:
             # Welford's update: the old deviation times the reference's new one; no large sums
             deviation.copy_(theta[part]).sub_(mean)
             torch.sub(w_r, reference_mean, out=change)
+            if decay != 1:
+                covariance.mul_(decay)
             covariance.addcmul_(deviation, change)
             mean.add_(deviation, alpha=1 / count)
             coefficients(mean, covariance, of_weight[:2])
@@ -221,8 +271,9 @@ class OnlineCMD:
 
         Raises ValueError if the settings differ.
         """
-        if state["settings"] != self._settings():
-            raise ValueError(f"saved with {state['settings']}, this one has {self._settings()}")
+        saved = {"memory": None} | state["settings"]  # there was none before there was a choice
+        if saved != self._settings():
+            raise ValueError(f"saved with {saved}, this one has {self._settings()}")
         state = copy.deepcopy(state)
         device = read_vector(self.module).device
         self.n_updates = state["n_updates"]
@@ -242,6 +293,6 @@ class OnlineCMD:
         self.module.load_state_dict(state["module"])
 
     def _settings(self) -> dict:
-        names = ("modes", "samples", "warmup", "start")
+        names = ("modes", "samples", "warmup", "start", "memory")
         settings = {name: getattr(self, name) for name in names}
         return settings | {"n_weights": self._n_weights}
