@@ -191,6 +191,10 @@ def make_settings(args: argparse.Namespace, selected: list[type[Method]]) -> Set
         pbfgs_updates=args.pbfgs_updates,
         ema_decay=args.ema_decay,
         swa_start=epochs * 3 // 4 if args.swa_start is None else args.swa_start,
+        lawa_epochs=lawa_epochs(args),
+        memory=args.memory,
+        embed_memory=args.embed_memory,
+        embed_in_place=args.embed_in_place,
         test_batch_size=entry.test_batch_size and (args.test_batch_size or entry.test_batch_size),
     )
     if not selected:
@@ -201,6 +205,20 @@ def make_settings(args: argparse.Namespace, selected: list[type[Method]]) -> Set
     for method in selected:
         method.check(settings)
     return settings
+
+
+def lawa_epochs(args: argparse.Namespace) -> int:
+    """How many epochs LAWA averages: by --lawa K or --lawa_epochs K.
+
+    Raises UserError if they differ.
+    """
+    by_method = args.lawa if args.lawa > 1 else None  # True is 1
+    given = [value for value in (by_method, args.lawa_epochs) if value is not None]
+    if len(set(given)) > 1:
+        raise UserError(
+            f"--lawa {by_method} and --lawa_epochs {args.lawa_epochs}: give one of them"
+        )
+    return given[0] if given else Settings.lawa_epochs
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -21,19 +21,33 @@ from utils.settings import Settings
 
 BASE = ["--dataset", "digits", "--model", "lenet", "--limit", "40", "--epochs", "6"]
 SIZES = ["--warmup_cmd", "2", "--embed_window", "1", "--warmup_pbfgs", "2", "--pbfgs_num", "2"]
-SIZES += ["--pbfgs_batch_size", "20", "--modes", "3", "--samples", "50", "--swa_start", "2"]
+SIZES += [
+    "--pbfgs_batch_size",
+    "20",
+    "--modes",
+    "3",
+    "--samples",
+    "50",
+    "--swa_start",
+    "2",
+    "--lawa_epochs",
+    "4",
+]
 ON = [word for method in METHODS for word in (method.flags[0], "True")]
-CMD = {"cmd_posthoc", "cmd_online", "cmd_embed"}
+CMD = {"cmd_posthoc", "cmd_online", "cmd_adaptive", "cmd_embed"}
 BOTH = {"pbfgs", "pbfgs_equal"}
 ALL = {method.name for method in METHODS}
 DEPEND = {  # of the methods' own settings: another value, and whose numbers depend on it
     "modes": (2, CMD),
     "samples": (60, CMD),
     "start": (1, CMD),
-    "warmup_cmd": (3, {"cmd_online", "cmd_embed", "pbfgs_equal"}),
+    "warmup_cmd": (3, {"cmd_online", "cmd_adaptive", "cmd_embed", "pbfgs_equal"}),
+    "memory": (3.0, {"cmd_adaptive"}),
     "embed_window": (2, {"cmd_embed"}),
     "embed_perc": (20.0, {"cmd_embed"}),
     "perc_rel": (True, {"cmd_embed"}),
+    "embed_memory": (3.0, {"cmd_embed"}),
+    "embed_in_place": (True, {"cmd_embed"}),
     "warmup_pbfgs": (3, {"pbfgs"}),
     "pbfgs_num": (1, BOTH),
     "pbfgs_batch_size": (40, BOTH),
@@ -41,6 +55,7 @@ DEPEND = {  # of the methods' own settings: another value, and whose numbers dep
     "pbfgs_updates": ("single", BOTH),
     "ema_decay": (0.5, {"ema"}),
     "swa_start": (3, {"swa"}),
+    "lawa_epochs": (3, {"lawa"}),
 }
 SCHEDULED = {"lr_warmup"}  # depended on where the schedule has a warm-up
 TESTED = {"test_batch_size"}  # depended on by rows

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import train_cmd
-from tests.conftest import SMALL
+from tests.conftest import SMALL, exit_code
 from utils import method_embedded
 from utils.files import load_tensors
 from utils.fitting import CMDModel
@@ -21,9 +21,10 @@ from utils.store import Store
 EPOCHS, F, L = 14, 3, 2
 SIZES = ["--epochs", str(EPOCHS), "--warmup_cmd", str(F), "--embed_window", str(L)]
 SIZES += ["--warmup_pbfgs", "6", "--pbfgs_num", "4", "--pbfgs_batch_size", "100"]
-SIZES += ["--swa_start", "9", "--ema_decay", "0.9"]
+SIZES += ["--swa_start", "9", "--ema_decay", "0.9", "--memory", "3", "--lawa_epochs", "4"]
 ALL = ["--p_bfgs", "1", "--pbfgs_equal", "1", "--cmd_embed", "1", "--ema", "1", "--swa", "1"]
-OTHERS = ("pbfgs", "pbfgs_equal", "cmd_embed", "ema", "swa")
+ALL += ["--cmd_adaptive", "1", "--lawa", "4"]
+OTHERS = ("pbfgs", "pbfgs_equal", "cmd_embed", "ema", "swa", "cmd_adaptive", "lawa")
 
 
 def accuracies(folder, method):
@@ -66,7 +67,15 @@ def forget_rows(folder, methods, from_epoch=0):
 
 @pytest.mark.parametrize(
     ("method", "departs"),
-    [("pbfgs", 7), ("pbfgs_equal", F + 1), ("cmd_embed", F + L), ("swa", 10), ("cmd_online", F)],
+    [
+        ("pbfgs", 7),
+        ("pbfgs_equal", F + 1),
+        ("cmd_embed", F + L),
+        ("swa", 10),
+        ("lawa", 1),
+        ("cmd_online", F),
+        ("cmd_adaptive", F),
+    ],
 )
 def test_each_is_the_run_until_it_departs(finished, method, departs):
     sgd, own = accuracies(finished, "sgd"), accuracies(finished, method)
@@ -86,7 +95,8 @@ def test_nothing_is_tested_twice(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run_module, "evaluate", evaluate)
     assert train_cmd.main([*SMALL, *SIZES, *ALL, "--results_dir", str(tmp_path)]) == 0
     departures = {"sgd": EPOCHS, "cmd_posthoc": 0, "cmd_online": F, "cmd_embed": F + L,
-                  "pbfgs": 7, "pbfgs_equal": F + 1, "ema": 0, "swa": 10}  # fmt: skip
+                  "pbfgs": 7, "pbfgs_equal": F + 1, "ema": 0, "swa": 10,
+                  "cmd_adaptive": F, "lawa": 1}  # fmt: skip
     expected = EPOCHS + sum(EPOCHS - epoch for epoch in departures.values())
     training = EPOCHS + (EPOCHS - F - L - 1) + (EPOCHS - 7) + (EPOCHS - F - 1)
     assert len(tested) == expected
@@ -177,6 +187,74 @@ def test_swa_is_the_mean_of_the_last_snapshots(finished, again):
     assert found[0] == pytest.approx(loss, rel=1e-4) and found[1] == pytest.approx(accuracy)
 
 
+def test_lawa_is_the_mean_of_the_latest_snapshots(finished):
+    """Of four, as its last test, and of as many as there are, as its second."""
+    from utils.base_utils import evaluate, get_model
+    from utils.data import load_dataset
+    from utils.flat import write_vector
+
+    trajectory = np.load(finished / "trajectory.npy", mmap_mode="r")
+    dataset = load_dataset("digits", "", 32, False).limited(256)
+    model = get_model("lenet").build(num_classes=10)
+    for epoch, rows in ((EPOCHS - 1, trajectory[-4:]), (1, trajectory[:2]), (7, trajectory[4:8])):
+        write_vector(torch.from_numpy(rows.mean(0, dtype=np.float64)).float(), model)
+        loss, accuracy = evaluate(model, dataset.test, get_model("lenet").transform, 128)
+        found = accuracies(finished, "lawa")[epoch]
+        assert found == (pytest.approx(loss, rel=1e-5), pytest.approx(accuracy))
+
+
+def test_adaptive_cmd_forgets(finished):
+    """With the same modes as online CMD, and other coefficients."""
+    online, adaptive = (
+        CMDModel.load(finished / f"cmd_{name}.pt") for name in ("online", "adaptive")
+    )
+    assert torch.equal(online.mode, adaptive.mode)
+    assert torch.equal(online.reference, adaptive.reference)
+    assert not torch.equal(online.a, adaptive.a)
+
+
+def test_a_weight_is_embedded_where_it_stands(again, monkeypatch):
+    jumps = []
+    real = method_embedded.EmbeddedCMD._embed_more
+
+    def embed_more(self):
+        before, already = method_embedded.read_vector(self.module), self._embedded.clone()
+        real(self)
+        after = method_embedded.read_vector(self.module)
+        jumps.append(float((after - before)[self._embedded & ~already].abs().max()))
+
+    monkeypatch.setattr(method_embedded.EmbeddedCMD, "_embed_more", embed_more)
+
+    def forget(folder):
+        forget_rows(folder, {"cmd_embed"})
+
+    flags = ["--cmd_embed", "1", "--embed_in_place", "1", "--embed_memory", "4"]
+    assert again(forget, *flags).code == 0
+    assert jumps and max(jumps) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--lawa", "5"], (5, 5)), (["--lawa", "True"], (True, 10)), (["--lawa", "1"], (True, 10)),
+        (["--lawa", ""], (False, 10)), (["--lawa", "yes", "--lawa_epochs", "3"], (True, 3)),
+        (["--lawa", "3", "--lawa_epochs", "3"], (3, 3)),
+        (["--lawa", "3", "--lawa_epochs", "4"], None),
+        (["--lawa", "-2"], None), (["--lawa", "x"], None), (["--lawa_epochs", "1"], None),
+        (["--memory", "0.5"], None), (["--embed_memory", "0"], None), (["--memory", "nan"], None),
+    ],
+)  # fmt: skip
+def test_flags_of_averages_and_memories(tmp_path, capsys, flags, expected):
+    if expected is None:
+        code = exit_code(lambda: train_cmd.main([*SMALL, *flags, "--results_dir", str(tmp_path)]))
+        error = capsys.readouterr().err
+        assert code == 2 and error.count("\n") == 1 and flags[0] in error
+    else:
+        args = train_cmd.build_parser().parse_args(flags)
+        settings = train_cmd.make_settings(args, [train_cmd.METHODS[0]])
+        assert (args.lawa, settings.lawa_epochs) == expected
+
+
 def test_added_later(again, finished):
     """What can watch a finished run gives the same numbers as alongside."""
 
@@ -185,9 +263,10 @@ def test_added_later(again, finished):
         (folder / "cmd_embed.pt").unlink()
 
     flags = ["--p_bfgs", "1", "--pbfgs_equal", "1", "--cmd_embed", "1", "--swa", "1"]
+    flags += ["--cmd_adaptive", "1", "--lawa", "1"]
     done = again(forget, *flags)
     assert done.code == 0
-    for method in ("pbfgs", "pbfgs_equal", "cmd_embed", "swa"):
+    for method in set(OTHERS) - {"ema"}:
         assert accuracies(done.folder, method) == accuracies(finished, method)
 
 
@@ -221,32 +300,6 @@ def test_embedding_needs_the_optimizer(again, capsys):
     done = again(forget, "--cmd_embed", "1")
     error = capsys.readouterr().err
     assert done.code == 2 and "--cmd_embed True" in error and error.count("\n") == 1
-
-
-@pytest.mark.parametrize("name", ["pbfgs", "cmd_embed", "ema"])
-@pytest.mark.parametrize("stop", [4, 8, 11])
-def test_interrupted_it_goes_on_with_the_same_numbers(finished, tmp_path, monkeypatch, name, stop):
-    from utils.method_averages import EMA
-    from utils.method_embedded import EmbeddedCMD
-    from utils.method_pbfgs import PBFGS
-
-    method = {"pbfgs": PBFGS, "cmd_embed": EmbeddedCMD, "ema": EMA}[name]
-    flag = {"pbfgs": "--p_bfgs", "cmd_embed": "--cmd_embed", "ema": "--ema"}[name]
-    flags = [*SMALL, *SIZES, flag, "1", "--cmd_PostHoc", "", "--results_dir", str(tmp_path)]
-    real = method.follow
-
-    def follow(self, epoch, module):
-        tested = real(self, epoch, module)
-        if epoch == stop:
-            raise KeyboardInterrupt  # its state is written, its row not
-        return tested
-
-    monkeypatch.setattr(method, "follow", follow)
-    assert train_cmd.main(flags) == 130
-    monkeypatch.setattr(method, "follow", real)
-    assert train_cmd.main(flags) == 0
-    assert accuracies(tmp_path / "lenet", name) == accuracies(finished, name)
-    assert not list((tmp_path / "lenet").glob("*_state.pt"))
 
 
 def test_a_single_step_an_epoch(again, finished, capsys):

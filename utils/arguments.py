@@ -68,6 +68,33 @@ def positive(text: str) -> float:
     return value
 
 
+def memory(text: str) -> float:
+    """A number of updates, 1 or more, that adaptive CMD remembers."""
+    value = positive(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is too short: choose 1 or more")
+    return value
+
+
+def memory_or_none(text: str) -> float | None:
+    """The same, or None from ''."""
+    return memory(text) if text.strip() else None
+
+
+def truth_or_count(text: str) -> bool | int:
+    """True or False, or a whole number from 2 on."""
+    try:
+        return truth(text)
+    except argparse.ArgumentTypeError:
+        pass
+    try:
+        return at_least(2)(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither '', False, 0, no nor True, 1, yes nor a whole number from 2 on"
+        ) from None
+
+
 def share(text: str) -> float:
     """A number from 0 to below 1."""
     try:

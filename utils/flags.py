@@ -3,12 +3,13 @@
 import argparse
 from collections.abc import Iterable
 
-from utils.arguments import at_least, positive, share, truth
+from utils.arguments import at_least, memory, memory_or_none, positive, share, truth
 from utils.arithmetic import PRECISIONS
 from utils.base_utils import MODELS, OPTIMIZERS, SCHEDULERS, WARMUP_EPOCHS, WITH_WARMUP
 from utils.data import DATASETS
 from utils.method import Method
 from utils.method_pbfgs import UPDATES
+from utils.settings import Settings
 
 
 def model_table() -> str:
@@ -28,7 +29,8 @@ def add_method_flags(parser: argparse.ArgumentParser, methods: Iterable[type[Met
     )
     for method in methods:
         group.add_argument(
-            *method.flags, dest=method.name, type=truth, default=method.default, metavar="BOOL",
+            *method.flags, dest=method.name, type=method.value, default=method.default,
+            metavar=method.metavar,
             help=f"{method.label}: {method.help} (default: {method.default})",
         )  # fmt: skip
 
@@ -193,6 +195,15 @@ def add_cmd_flags(parser: argparse.ArgumentParser) -> None:
         help="last epoch of online CMD's warm-up, from 1 to epochs − 1 (default: %(default)s)",
     )
 
+    group.add_argument(
+        "--memory",
+        type=memory,
+        default=Settings.memory,
+        metavar="H",
+        help="of adaptive CMD, in epochs: snapshot s counts (1 − 1/H)^(t − s) at epoch t (default: "
+        "%(default)g)",
+    )
+
     group = parser.add_argument_group("embedded CMD")
     group.add_argument(
         "--embed_window",
@@ -214,6 +225,21 @@ def add_cmd_flags(parser: argparse.ArgumentParser) -> None:
         default=False,
         metavar="BOOL",
         help="whether it is of the weights not yet embedded, not of all (default: %(default)s)",
+    )
+    group.add_argument(
+        "--embed_memory",
+        type=memory_or_none,
+        metavar="H",
+        help="a, b from the recent past, as with --memory (default: from all epochs alike, as in "
+        "the paper)",
+    )
+    group.add_argument(
+        "--embed_in_place",
+        type=truth,
+        default=False,
+        metavar="BOOL",
+        help="embed a weight where it stands: b follows from its value and its reference's at that "
+        "moment (default: %(default)s, b is the fit's)",
     )
 
 
@@ -269,6 +295,12 @@ def add_comparison_flags(parser: argparse.ArgumentParser) -> None:
         type=at_least(0),
         metavar="EPOCH",
         help="first epoch that SWA averages (default: 3/4 of the epochs)",
+    )
+    group.add_argument(
+        "--lawa_epochs",
+        type=at_least(2),
+        metavar="K",
+        help=f"epochs that LAWA averages (default: {Settings.lawa_epochs}; `--lawa K` sets it)",
     )
 
 

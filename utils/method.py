@@ -1,11 +1,13 @@
 """What a compared method is, and the plainest one."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
+from utils.arguments import truth
 from utils.settings import Settings
 
 if TYPE_CHECKING:
@@ -19,7 +21,8 @@ class Method(ABC):
     to be tested in its name.
 
     name: in metrics.csv and summary.json. label: in the table and the plot. flags: on the command
-    line, the first one the paper's. color: in every plot. own_settings: the names of the settings
+    line, the first one the paper's. value, metavar: parses what follows them, and its name in
+    --help. color: in every plot. own_settings: the names of the settings
     that what is stored of it depends on, besides those of training and testing (utils.identity).
     trains: whether the run's own training is its. after_run: whether it is shown the epochs only
     once the run is over. watches_steps: whether it takes in every step of the training, and so
@@ -30,6 +33,8 @@ class Method(ABC):
     label: ClassVar[str]
     flags: ClassVar[tuple[str, ...]]
     default: ClassVar[bool]
+    value: ClassVar[Callable[[str], bool | int]] = staticmethod(truth)
+    metavar: ClassVar[str] = "BOOL"
     help: ClassVar[str]
     color: ClassVar[str]
     own_settings: ClassVar[tuple[str, ...]] = ()

@@ -1,10 +1,13 @@
-"""Averages of the run's weights as compared methods, by torch.optim.swa_utils.
+"""Averages of the run's weights as compared methods.
 
 EMA: an exponential moving average over steps ("Acceleration of Stochastic Approximation by
 Averaging", SIAM J. Control Optim. 1992, is its equal-weight origin). SWA: the mean of epochs'
-weights ("Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018).
+weights ("Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018). LAWA: the
+mean of the latest epochs' ("Stop Wasting My Time! Saving Days of ImageNet and BERT Training with
+Latest Weight Averaging", 2022).
 """
 
+import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
+from utils.arguments import truth_or_count
 from utils.errors import UserError
+from utils.flat import read_vector, write_vector
 from utils.method import Method
 from utils.seeding import epoch_generator
 from utils.settings import Settings
@@ -68,7 +73,32 @@ class EMA(Method):
         return self.average.module
 
 
-class SWA(Method):
+class _OfEpochs(Method):
+    """What averages over epochs share: BatchNorm's statistics, counted anew for the average."""
+
+    def _count_statistics(self, epoch: int, average: nn.Module) -> None:
+        """Have an average's BatchNorm see the training images, if it is to be tested."""
+        run = self.run
+        counts = any(
+            isinstance(layer, _BatchNorm) and layer.track_running_stats
+            for layer in average.modules()
+        )
+        if counts and not run.metrics.has(self.name, epoch):
+            with run.arithmetic.products(), run.arithmetic.autocast(run.device):
+                update_bn(self._batches(epoch), average)
+            run.ranks.mean_buffers(average)
+
+    def _batches(self, epoch: int) -> Iterator[Tensor]:
+        """The training images as an epoch of training sees them, this rank's of each batch."""
+        run = self.run
+        generator = epoch_generator(self.settings.seed, epoch, run.device, run.ranks.rank)
+        order = torch.randperm(len(run.dataset.train), generator=generator, device=run.device)
+        for batch in order.split(self.settings.batch_size):
+            images, (share, _) = run.dataset.train.images[batch], run.ranks.batch_share(len(batch))
+            yield run.entry.transform.train(images, generator, run.dataset.mirror, share)
+
+
+class SWA(_OfEpochs):
     """The mean of θ(t) over the epochs from `swa_start` on; BatchNorm's statistics counted anew."""
 
     name, label, flags, default = "swa", "SWA", ("--swa",), False
@@ -97,22 +127,36 @@ class SWA(Method):
             self.average.update_parameters(module)
         if epoch < self.departs(self.settings):
             return module
-        counts = any(
-            isinstance(layer, _BatchNorm) and layer.track_running_stats
-            for layer in self.average.modules()
-        )
-        if counts and not self.run.metrics.has(self.name, epoch):
-            run = self.run
-            with run.arithmetic.products(), run.arithmetic.autocast(run.device):
-                update_bn(self._batches(epoch), self.average.module)
-            run.ranks.mean_buffers(self.average.module)
+        self._count_statistics(epoch, self.average.module)
         return self.average.module
 
-    def _batches(self, epoch: int) -> Iterator[Tensor]:
-        """The training images as an epoch of training sees them, this rank's of each batch."""
-        run = self.run
-        generator = epoch_generator(self.settings.seed, epoch, run.device, run.ranks.rank)
-        order = torch.randperm(len(run.dataset.train), generator=generator, device=run.device)
-        for batch in order.split(self.settings.batch_size):
-            images, (share, _) = run.dataset.train.images[batch], run.ranks.batch_share(len(batch))
-            yield run.entry.transform.train(images, generator, run.dataset.mirror, share)
+
+class LAWA(_OfEpochs):
+    """The mean of θ(t) over the latest K epochs, or as many as there are; BatchNorm's statistics
+    counted anew. What leaves the mean is read back from the trajectory."""
+
+    name, label, flags, default = "lawa", "LAWA", ("--lawa",), False
+    help = "average the weights over the latest K epochs (True: over --lawa_epochs)"
+    value, metavar = staticmethod(truth_or_count), "K"
+    color = "#999933"
+    own_settings = ("lawa_epochs",)
+
+    def __init__(self, run: "Run") -> None:
+        super().__init__(run)
+        self.average = copy.deepcopy(run.model)
+        self._sum = torch.zeros(run.n_weights, dtype=torch.float64, device=run.device)
+
+    @classmethod
+    def departs(cls, settings: Settings) -> int:
+        return 1  # the mean of one is that one
+
+    def follow(self, epoch: int, module: nn.Module) -> nn.Module:
+        latest = self.settings.lawa_epochs
+        self._sum += read_vector(module)
+        if epoch >= latest:
+            self._sum -= self.run.trajectory[epoch - latest].to(self._sum.device)
+        if epoch < self.departs(self.settings):
+            return module
+        write_vector((self._sum / min(epoch + 1, latest)).float(), self.average)
+        self._count_statistics(epoch, self.average)
+        return self.average

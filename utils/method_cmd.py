@@ -47,11 +47,16 @@ class OnlineCMDMethod(_CMD):
 
     def __init__(self, run: "Run") -> None:
         super().__init__(run)
-        self.online = online_cmd(run)
+        self.online = online_cmd(run, self.memory(run.settings))
+
+    @classmethod
+    def memory(cls, settings: Settings) -> float | None:
+        """H, None for the paper's."""
+        return None
 
     @classmethod
     def check(cls, settings: Settings) -> None:
-        check_online(settings, "--cmd_online")
+        check_online(settings, cls.flags[0])
 
     @classmethod
     def departs(cls, settings: Settings) -> int:
@@ -69,6 +74,19 @@ class OnlineCMDMethod(_CMD):
         cmd = self.online.model
         if self.run.ranks.first:
             self.run.store.save(cmd.state(), self.files()[0])
+
+
+class AdaptiveCMD(OnlineCMDMethod):
+    """Online CMD with a memory: the same modes, a and b from the recent past."""
+
+    name, label, flags, default = "cmd_adaptive", "Adaptive CMD", ("--cmd_adaptive",), False
+    help = "online CMD that remembers the last epochs most (--memory)"
+    color = "#332288"
+    own_settings = (*OnlineCMDMethod.own_settings, "memory")
+
+    @classmethod
+    def memory(cls, settings: Settings) -> float | None:
+        return settings.memory
 
 
 class PostHocCMD(_CMD):
@@ -132,8 +150,11 @@ def load_cmd(store: Store, name: str) -> CMDModel:
         return CMDModel.of_state(state)
 
 
-def online_cmd(run: "Run") -> OnlineCMD:
-    """Online CMD with the run's settings, its warm-up read back from the run's trajectory."""
+def online_cmd(run: "Run", memory: float | None = None) -> OnlineCMD:
+    """Online CMD with the run's settings, its warm-up read back from the run's trajectory.
+
+    memory: H, None for the paper's.
+    """
     return OnlineCMD(
         run.model,
         modes=run.settings.modes,
@@ -143,6 +164,7 @@ def online_cmd(run: "Run") -> OnlineCMD:
         start=run.settings.start,
         history=run.trajectory,
         ranks=run.ranks,
+        memory=memory,
     )
 
 

@@ -24,13 +24,22 @@ class EmbeddedCMD(Method):
 
     From the warm-up's end on, every L epochs the P % of weights whose (a, b) changed least since
     the last such epoch are embedded: a, b are frozen, and after every epoch the weight is set to
-    a · w_r + b. From the first such epoch on it trains by itself, with the run's optimizer.
+    a · w_r + b. From the first such epoch on it trains by itself, with the run's optimizer. With a
+    memory, a and b are those of adaptive CMD; in place, b is such that the weight stays where it is
+    when it is embedded.
     """
 
     name, label, flags, default = "cmd_embed", "Embedded CMD", ("--cmd_embed",), False
     help = "train on while CMD takes the steadiest weights out of training"
     color = "#CC79A7"
-    own_settings = (*OnlineCMDMethod.own_settings, "embed_window", "embed_perc", "perc_rel")
+    own_settings = (
+        *OnlineCMDMethod.own_settings,
+        "embed_window",
+        "embed_perc",
+        "perc_rel",
+        "embed_memory",
+        "embed_in_place",
+    )
     after_run = True
 
     def __init__(self, run: "Run") -> None:
@@ -38,7 +47,7 @@ class EmbeddedCMD(Method):
         self.module = copy.deepcopy(run.model)
         self.optimizer, self.scheduler = run.make_optimizer(self.module)
         self._parallel = run.ranks.parallel(self.module)
-        self.online = online_cmd(run)
+        self.online = online_cmd(run, run.settings.embed_memory)
         self._epoch = -1  # the last one that was taken in
         self._a = self._b = torch.empty(0)  # of the last embedding; frozen where embedded
         self._embedded = torch.zeros(run.n_weights, dtype=torch.bool, device=run.device)
@@ -182,6 +191,10 @@ class EmbeddedCMD(Method):
         more = change.argsort(stable=True)[: min(count, free)]
         self._a = torch.where(self._embedded, self._a, cmd.a)
         self._b = torch.where(self._embedded, self._b, cmd.b)
+        if settings.embed_in_place:
+            theta = read_vector(self.module)
+            w_r = theta[cmd.reference][cmd.mode[more].long()]
+            self._b[more] = theta[more] - self._a[more] * w_r
         self._embedded[more] = True
         self._set_embedded()
 
