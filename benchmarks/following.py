@@ -49,14 +49,18 @@ def vector_copies(case: Case) -> Figures:
     return Figures(statistics.median(seconds), measured.peak)
 
 
-def our_updates(case: Case, warmup: int, results: Path) -> Figures:
+def our_updates(
+    case: Case, warmup: int, results: Path | None, memory: float | None = None
+) -> Figures:
     """`OnlineCMD.update_parameters` for each snapshot after the warm-up.
 
-    The result is saved after as many updates as the public code is given.
+    results: where the result is saved after as many updates as the public code is given. memory:
+    of adaptive CMD.
     """
     module = module_of(case.n_weights).to(case.device)
     history = Trajectory(case.path, case.n_weights)
-    online = OnlineCMD(module, case.modes, case.samples, warmup, case.seed, history=history)
+    online = OnlineCMD(module, case.modes, case.samples, warmup, case.seed, history=history,
+                       memory=memory)  # fmt: skip
     seconds = []
     with Measured() as measured:
         for epoch in range(case.n_epochs):
@@ -65,7 +69,7 @@ def our_updates(case: Case, warmup: int, results: Path) -> Figures:
             online.update_parameters(module)
             if epoch > warmup:
                 seconds.append(clock(torch.device(case.device)) - start)
-            if epoch == warmup + PUBLIC_UPDATES:
+            if results is not None and epoch == warmup + PUBLIC_UPDATES:
                 online.model.save(results)
     return Figures(statistics.median(seconds), measured.peak)
 

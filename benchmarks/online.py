@@ -1,6 +1,7 @@
 """Update online CMD: time and memory of one update, and how near copying its vectors that comes.
 
     python benchmarks/online.py -N 11170000
+    python benchmarks/online.py -N 11170000 --memory 10           # adaptive CMD beside it
     python benchmarks/online.py -N 11170000 --official PATH       # a clone of the paper's code
     python benchmarks/online.py -N 11170000 --drift 1000          # then compared with the full fit
 
@@ -21,21 +22,26 @@ from benchmarks.cases import Case, case_flags, case_of, trajectory_file
 from benchmarks.fitting import agreement
 from benchmarks.following import drift, our_updates, public_updates, vector_copies
 from benchmarks.measure import alone, environment
-from utils.arguments import Parser, at_least
+from utils.arguments import Parser, at_least, memory
 from utils.errors import UserError
 from utils.tables import format_table
 
 
-def measure(case: Case, warmup: int, official: str | None) -> str:
-    """The table of one case."""
+def measure(case: Case, warmup: int, official: str | None, memory: float | None = None) -> str:
+    """The table of one case. memory: of adaptive CMD, measured beside where it is given."""
     ours_at, public_at = case.results()
     floor = alone(vector_copies, case)
     rows = [("copies of the vectors", floor), ("CMD", alone(our_updates, case, warmup, ours_at))]
     notes = []
+    if memory is not None:
+        adaptive = alone(our_updates, case, warmup, None, memory)
+        rows.append((f"CMD, H = {memory:g}", adaptive))
+        ratio = adaptive.seconds / rows[1][1].seconds
+        notes.append(f"an update with a memory takes {ratio:.2f} of the time of one without")
     header = ["", "ms an update", "GB/s", "× copies", "peak MB"]
     if official is not None:
         rows.append(("public code", alone(public_updates, case, warmup, official, public_at)))
-        notes = agreement(case, ours_at, public_at, warmup + 1)
+        notes += agreement(case, ours_at, public_at, warmup + 1)
         header.append("public ÷ this")
     touched = case.n_weights * (4 + 4 + 8 + 8 + 1)
     cells = []
@@ -64,6 +70,9 @@ def main(argv: list[str] | None = None) -> int:
         "%(default)s)"
     )  # fmt: skip
     parser.add_argument(
+        "--memory", type=memory, metavar="H", help="also measure adaptive CMD, of H updates"
+    )
+    parser.add_argument(
         "--drift", type=at_least(1), metavar="UPDATES", help="also check so many updates"
     )
     args = parser.parse_args(argv)
@@ -77,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         case = case_of(args, args.weights, args.epochs)
         with trajectory_file(case, args.keep):
-            words = measure(case, args.warmup, args.official)
+            words = measure(case, args.warmup, args.official, args.memory)
         if args.drift is not None:
             words += "\n" + alone(drift, case, args.warmup, args.drift)
     except UserError as error:

@@ -1,9 +1,12 @@
-"""How much online CMD depends on the sample: a finished run, followed anew with other samples.
+"""How much online and adaptive CMD depend on the sample: finished runs, followed anew.
 
     python benchmarks/samples.py --results_dir results --model lenet --draws 10
+    python benchmarks/samples.py --model lenet --seeds 0 1 2 --memory 5 10 20 40 --lawa 10 40
 
-Each draw samples with a seed of its own, 0 being that of a run with seed 0, and is tested at four
-of the last ten epochs; the table shows their mean.
+Each draw samples K weights with a seed of its own, 0 being that of a run with seed 0; all memories
+follow the run side by side, on one fit of the warm-up a draw. A figure is test accuracy as a mean
+over the last ten epochs, then over the draws ± their standard deviation; beside them stand the
+methods that the runs have finished, and means of the latest K epochs (LAWA).
 """
 
 import sys
@@ -12,42 +15,106 @@ from pathlib import Path
 if __name__ == "__main__":  # the project's own packages, from wherever this is started
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from collections import defaultdict
+from collections.abc import Sequence
 from statistics import fmean, stdev
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from benchmarks.measure import environment
-from utils.arguments import Parser, at_least
+from train_cmd import seed_folder
+from utils.arguments import Parser, at_least, memory
 from utils.base_utils import MODELS, evaluate, get_model
 from utils.data import Dataset
 from utils.errors import UserError
 from utils.finished import FinishedRun
+from utils.flags import add_seeds_flag
 from utils.flat import write_vector
+from utils.methods import METHODS
 from utils.online import OnlineCMD
+from utils.report import LAST
 from utils.tables import format_table
 
-TESTED = (1, 4, 7, 10)  # epochs from the end
+WITH_SAMPLES = ("cmd_online", "cmd_adaptive")  # methods that are followed anew
 
 
-def tested(run: FinishedRun, dataset: Dataset, seed: int) -> float:
-    """Online CMD's test accuracy, a fraction, with a sample drawn by a seed."""
-    settings, model = run.settings, run.model
-    online = OnlineCMD(
-        model, settings.modes, settings.samples, settings.warmup_cmd, seed, settings.start,
-        run.trajectory,
-    )  # fmt: skip
-    accuracies = []
+def by_sample(
+    run: FinishedRun, dataset: Dataset, seed: int, memories: Sequence[float | None]
+) -> list[float]:
+    """The accuracy, a fraction, of online CMD with each memory, its sample drawn by a seed."""
+    settings = run.settings
+    shared = (settings.modes, settings.samples, settings.warmup_cmd, seed, settings.start)
+    first = OnlineCMD(run.model, *shared, run.trajectory, memory=memories[0])
+    others = [
+        OnlineCMD(run.model, *shared, run.trajectory, memory=each, beside=first)
+        for each in memories[1:]
+    ]
+    found = defaultdict(list)
     for epoch in range(settings.epochs):
-        write_vector(run.trajectory[epoch], model)
-        online.update_parameters(model)
-        if settings.epochs - epoch in TESTED:
-            transform = get_model(settings.model).transform
-            batch = run.tested_at_once(torch.device("cpu"))
-            accuracies.append(
-                evaluate(online.module, dataset.test, transform, batch, run.arithmetic)[1]
-            )
-    return fmean(accuracies)
+        write_vector(run.trajectory[epoch], run.model)
+        for number, online in enumerate([first, *others]):
+            online.update_parameters(run.model)
+            if epoch >= settings.epochs - LAST:
+                found[number].append(accuracy(run, dataset, online.module))
+    return [fmean(found[number]) for number in range(len(memories))]
+
+
+def of_latest(run: FinishedRun, dataset: Dataset, count: int) -> float:
+    """The accuracy, a fraction, of the mean of the latest epochs' weights.
+
+    Raises UserError if the model has statistics that would have to be counted anew.
+    """
+    if any(isinstance(layer, _BatchNorm) and layer.track_running_stats
+           for layer in run.model.modules()):  # fmt: skip
+        raise UserError(f"--lawa {count}: train_cmd.py --lawa {count} counts the statistics anew")
+    found = []
+    for epoch in range(max(0, run.settings.epochs - LAST), run.settings.epochs):
+        latest = [
+            run.trajectory[each].double() for each in range(max(0, epoch + 1 - count), epoch + 1)
+        ]
+        write_vector((sum(latest) / len(latest)).float(), run.model)
+        found.append(accuracy(run, dataset, run.model))
+    return fmean(found)
+
+
+def accuracy(run: FinishedRun, dataset: Dataset, module: nn.Module) -> float:
+    """Test accuracy, a fraction, as the run tests it."""
+    transform = get_model(run.settings.model).transform
+    batch = run.tested_at_once(torch.device("cpu"))
+    return evaluate(module, dataset.test, transform, batch, run.arithmetic)[1]
+
+
+def of_run(
+    folder: Path, data_dir: str | None, memories: Sequence[float | None], draws: int,
+    latest: Sequence[int],
+) -> dict[str, list[float]]:  # fmt: skip
+    """Each method's accuracy on a run, in percent: one for each draw, or one alone."""
+    run = FinishedRun(folder)
+    dataset = run.dataset(data_dir)
+    found = {
+        method.label: [100 * run.record.mean_last(method.name)]
+        for method in METHODS
+        if method.name not in WITH_SAMPLES and run.record.finished(method.name)
+    }
+    progress = tqdm(range(draws), str(folder), unit="draw", leave=False, disable=None)
+    each = list(zip(*(by_sample(run, dataset, seed, memories) for seed in progress), strict=True))
+    for length, accuracies in zip(memories, each, strict=True):
+        name = "Online CMD" if length is None else f"Adaptive CMD, H = {length:g}"
+        found[name] = [100 * one for one in accuracies]
+    for count in latest:
+        found[f"mean of the latest {count} epochs"] = [100 * of_latest(run, dataset, count)]
+    return found
+
+
+def cell(accuracies: Sequence[float], of_sgd: float | None) -> str:
+    """Mean ± standard deviation, and the difference to SGD."""
+    words = f"{fmean(accuracies):.2f}"
+    if len(accuracies) > 1:
+        words += f" ± {stdev(accuracies):.2f}"
+    return words if of_sgd is None else f"{words} ({fmean(accuracies) - of_sgd:+.2f})"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,20 +122,45 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="benchmarks/samples.py", description=__doc__)
     parser.add_argument("--model", choices=MODELS, default="lenet", help="(default: %(default)s)")
     parser.add_argument("--results_dir", default="results", help="(default: %(default)s)")
+    add_seeds_flag(parser)
+    parser.add_argument(
+        "--data_dir", metavar="DIR", help="where the images lie (default: where the run had them)"
+    )
     parser.add_argument("--draws", type=at_least(1), default=10, help="(default: %(default)s)")
+    parser.add_argument(
+        "--memory", type=memory, nargs="*", default=[], metavar="H",
+        help="of adaptive CMD, in epochs, beside online CMD without one",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lawa", type=at_least(2), nargs="*", default=[], metavar="K",
+        help="also the mean of the latest K epochs",
+    )  # fmt: skip
     args = parser.parse_args(argv)
+    folders = {"": Path(args.results_dir) / args.model}
+    if args.seeds is not None:
+        folders = {
+            f"seed {seed}": seed_folder(args.results_dir, args.model, seed) for seed in args.seeds
+        }
     try:
-        run = FinishedRun(Path(args.results_dir) / args.model)
-        dataset = run.dataset()
-        draws = tqdm(range(args.draws), unit="draw", leave=False, disable=None)
-        accuracies = [100 * tested(run, dataset, seed) for seed in draws]
+        found = {
+            name: of_run(folder, args.data_dir, [None, *args.memory], args.draws, args.lawa)
+            for name, folder in folders.items()
+        }
     except UserError as error:
         parser.error(str(error))
-    rows = [[str(seed), f"{accuracy:.2f} %"] for seed, accuracy in enumerate(accuracies)]
-    spread = f" ± {stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-    print(f"{run.folder}, {environment('cpu')}\n\n{format_table(['draw', 'online CMD'], rows)}")
-    print(f"\nmean: {fmean(accuracies):.2f}{spread} %, from {min(accuracies):.2f} to "
-          f"{max(accuracies):.2f} %")  # fmt: skip
+    labels = dict.fromkeys(label for methods in found.values() for label in methods)
+    rows = []
+    for label in labels:
+        cells = []
+        for methods in found.values():
+            sgd = None if label == "SGD" else methods.get("SGD", [None])[0]
+            cells.append(cell(methods[label], sgd) if label in methods else "")
+        rows.append([label, *cells])
+    header = ["%, mean of the last ten epochs", *found]
+    print(f"{', '.join(map(str, folders.values()))}: {args.draws} draws, {environment('cpu')}\n")
+    print(format_table(header, rows))
+    if args.draws > 1:
+        print("\n± standard deviation over draws of the sample; in brackets: minus SGD")
     return 0
 
 

@@ -1,12 +1,15 @@
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from benchmarks import samples
 from benchmarks.synthetic import module_of, write_trajectory
 from tests.conftest import ROOT
 from utils.flat import layer_sizes
+from utils.records import Record
 
 
 def benchmark(name, *arguments):
@@ -37,11 +40,27 @@ def test_sweep(tmp_path):
 
 def test_online(tmp_path):
     code, out, error = benchmark("online.py", "-N", 20_000, "-T", 10, "-F", 5, "-K", 100,
-                                 "--drift", 20, "--folder", tmp_path)  # fmt: skip
+                                 "--drift", 20, "--memory", 10, "--folder", tmp_path)  # fmt: skip
     assert code == 0, error
-    for words in ("copies of the vectors", "ms an update", "after 20 updates"):
+    for words in ("copies of the vectors", "ms an update", "CMD, H = 10", "after 20 updates"):
         assert words in out
     assert not any(tmp_path.iterdir())
+
+
+def test_samples(real_run, capsys):
+    argv = ["--model", "lenet", "--results_dir", str(real_run.parent), "--draws", "2"]
+    assert samples.main([*argv, "--memory", "3", "1e9", "--lawa", "5"]) == 0
+    rows = {}
+    for line in capsys.readouterr().out.splitlines():
+        found = re.match(r"(.*?)  +(\d+\.\d\d)( ± \d+\.\d\d)?( \([+-]\d+\.\d\d\))?$", line)
+        if found:
+            rows[found[1]] = found
+    record = Record(real_run)
+    assert float(rows["SGD"][2]) == pytest.approx(100 * record.mean_last("sgd"), abs=0.005)
+    assert rows["Online CMD"][3] and rows["Adaptive CMD, H = 3"][3]
+    # a memory as good as endless is none
+    assert rows["Adaptive CMD, H = 1e+09"].groups()[1:] == rows["Online CMD"].groups()[1:]
+    assert "mean of the latest 5 epochs" in rows
 
 
 def test_subspace(tmp_path):
