@@ -4,6 +4,7 @@
     python visualize.py correlation --model lenet      # the sample's correlations, by mode
     python visualize.py modes --model lenet            # their curves, layers and movement
     python visualize.py dynamics --model lenet         # weights as trained, by CMD and by DMD
+    python visualize.py stability --model lenet        # whether the modes last
     python visualize.py accuracy --model lenet --seeds 0 1 2
     python visualize.py landscape --model lenet --axes 0 1 --points 50 --classes dog
     python visualize.py embedding --model lenet        # of a run with --cmd_embed True
@@ -40,6 +41,7 @@ from utils.pictures.dynamics import draw_dynamics
 from utils.pictures.embedding import draw_embedding
 from utils.pictures.landscape import check_axes, draw_landscape
 from utils.pictures.modes import draw_modes
+from utils.pictures.stability import draw_stability
 from utils.plots import plot_test_accuracy, shares_of
 from utils.records import Record, require_alike
 
@@ -100,6 +102,13 @@ def dynamics(args: argparse.Namespace) -> list[Path]:
         note("dynamics is without DMD, which needs PyDMD: pip install pydmd")
     return draw_dynamics(
         open_run(args), target(args, "dynamics"), FORMATS, progress("dynamics", "step"), with_dmd
+    )
+
+
+def stability(args: argparse.Namespace) -> list[Path]:
+    """Whether the modes last, and what online CMD makes of it."""
+    return draw_stability(
+        open_run(args), target(args, "stability"), FORMATS, progress("stability", "step")
     )
 
 
@@ -173,6 +182,7 @@ PICTURES: dict[str, Callable[[argparse.Namespace], list[Path]]] = {
     "correlation": correlation,
     "modes": modes,
     "dynamics": dynamics,
+    "stability": stability,
     "accuracy": accuracy,
     "landscape": landscape,
     "embedding": embedding,

@@ -104,7 +104,7 @@ def drawable(folder):
     if (folder / "trajectory.npy").exists() and sampled and start < last:
         can.add("correlation")
         if start < config["warmup_cmd"] <= last:
-            can.add("dynamics")
+            can |= {"dynamics", "stability"}
     if (folder / "cmd_posthoc.pt").exists():
         can |= {"modes"} if start < last else set()
         can |= {"landscape"} if CMDModel.load(folder / "cmd_posthoc.pt").modes > 1 else set()

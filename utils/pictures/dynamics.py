@@ -22,17 +22,20 @@ from torch import Tensor
 from utils.finished import FinishedRun
 from utils.fitting import CMDModel, Snapshots, fit_cmd
 from utils.flat import read_vector, write_vector
-from utils.method_cmd import online_cmd
+from utils.method_cmd import AdaptiveCMD, OnlineCMDMethod, online_cmd
 from utils.pictures.needs import require_movement, require_sample, require_warmup
+from utils.settings import Settings
 from utils.style import STYLE, caption, mark_epoch, mode_color, save
 
 SHOWN = 30  # sampled weights
 FAR = 100  # times a panel's height: how far off a curve of a model that diverges is drawn
 TRAINED, FROM_WARMUP, ONLINE = "As trained", "CMD, a and b of the warm-up", "CMD, updated online"
-DMD_WARMUP, DMD_ALL = "DMD of the warm-up, rank {}", "DMD of all epochs, rank {}"
+ADAPTIVE = "Adaptive CMD, H = {memory}"
+DMD_WARMUP, DMD_ALL = "DMD of the warm-up, rank {rank}", "DMD of all epochs, rank {rank}"
 LOOKS = {
     FROM_WARMUP: {"color": "#56B4E9"},
-    ONLINE: {"color": "#0072B2"},
+    ONLINE: {"color": OnlineCMDMethod.color},
+    ADAPTIVE: {"color": AdaptiveCMD.color},
     DMD_WARMUP: {"color": "#E69F00", "linestyle": "--"},
     DMD_ALL: {"color": "#D55E00", "linestyle": "--"},
 }
@@ -79,6 +82,7 @@ def draw_dynamics(
     found = {
         FROM_WARMUP: of_warmup(snapshots, cmd, some, progress),
         ONLINE: updated_online(run, some, progress),
+        ADAPTIVE: updated_online(run, some, progress, settings.memory),
     }
     if with_dmd:
         coordinates, basis = in_their_span(snapshots, some, progress)
@@ -89,24 +93,32 @@ def draw_dynamics(
     trained = snapshots.columns(some).numpy()
     colors = [mode_color(mode) for mode in cmd.mode[some].tolist()]
     with matplotlib.rc_context(STYLE | {"font.size": 9, "lines.linewidth": 0.9}):
-        columns = 3 if with_dmd else 2
-        figure = Figure(figsize=(3.1 * columns, 5.5), layout="constrained")
+        columns = 4 if with_dmd else 3
+        figure = Figure(figsize=(2.7 * columns, 5.5), layout="constrained")
         caption(figure, settings)
         panels = figure.subplots(2, columns, sharex=True).flatten()
         curves = {TRAINED: trained} | {name: model.shown for name, model in found.items()}
         for axes, (name, weights) in zip(panels, curves.items(), strict=False):
             _draw_weights(axes, epochs, weights, colors, trained)
-            axes.set_title(name.format(found[name].rank if name in found else ""), fontsize=9)
+            axes.set_title(title(name, found.get(name), settings), fontsize=9)
             axes.axvline(settings.warmup_cmd, color="#999999", lw=1, ls=(0, (4, 3)), zorder=0)
         for axes in panels[::columns]:
             axes.set_ylabel("Weight")
-        _draw_errors(panels[-1], epochs, found, settings.warmup_cmd)
-        for axes in panels[-columns:]:
+        *_, errors, beside = panels
+        _draw_errors(errors, epochs, found, settings)
+        for axes in panels[columns:-1]:
             axes.set_xlabel("Epoch")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        handles, names = panels[-1].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower right", ncols=columns + 1, fontsize=8.5)
+        handles, names = errors.get_legend_handles_labels()
+        beside.set_axis_off()
+        panels[columns - 1].tick_params(labelbottom=True)  # nothing stands below it
+        beside.legend(handles, names, loc="center left", fontsize=9, title="Relative error of")
         return save(figure, path, formats)
+
+
+def title(name: str, model: Reconstruction | None, settings: Settings) -> str:
+    """A curve's name, with the rank of a DMD or the memory of adaptive CMD."""
+    return name.format(rank=model and model.rank, memory=f"{settings.memory:g}")
 
 
 def of_warmup(
@@ -128,13 +140,19 @@ def of_warmup(
 
 
 def updated_online(
-    run: FinishedRun, some: Tensor, progress: Callable[[Iterable], Iterable]
+    run: FinishedRun,
+    some: Tensor,
+    progress: Callable[[Iterable], Iterable],
+    memory: float | None = None,
 ) -> Reconstruction:
-    """Online CMD, shown the run again; nothing before the warm-up ends."""
+    """Online CMD, shown the run again; nothing before the warm-up ends.
+
+    memory: of adaptive CMD, None for online CMD.
+    """
     settings = run.settings
     with warnings.catch_warnings():  # that the sample is small was said when the run was made
         warnings.simplefilter("ignore", UserWarning)
-        online = online_cmd(run)
+        online = online_cmd(run, memory)
     shown, error = [], []
     for epoch in progress(range(settings.epochs)):
         write_vector(run.trajectory[epoch], run.model)
@@ -203,7 +221,7 @@ def _draw_weights(
 
 
 def _draw_errors(
-    axes: Axes, epochs: np.ndarray, found: dict[str, Reconstruction], warmup: int
+    axes: Axes, epochs: np.ndarray, found: dict[str, Reconstruction], settings: Settings
 ) -> None:
     seen = np.concatenate([100 * model.error for model in found.values()])
     seen = seen[np.isfinite(seen) & (seen > 0)]
@@ -213,10 +231,11 @@ def _draw_errors(
         limits = (max(seen.min() * 0.7, min(1e-3, high / 10)), high)
     for name, model in found.items():
         error = np.clip(100 * model.error, limits[0] / FAR, limits[1] * FAR)
-        axes.plot(epochs, error, label=name.format(model.rank), linewidth=1.6, **LOOKS[name])
+        label = title(name, model, settings)
+        axes.plot(epochs, error, label=label, linewidth=1.6, **LOOKS[name])
     axes.set_yscale("log")
     axes.set_ylim(limits)
     axes.set_ylabel("Relative error of all weights (%)")
-    mark_epoch(axes, warmup, "warm-up ends", epochs[-1] + 1)
+    mark_epoch(axes, settings.warmup_cmd, "warm-up ends", epochs[-1] + 1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.margins(x=0.02)

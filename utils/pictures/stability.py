@@ -1,5 +1,6 @@
 """Whether modes last: how well members go with their reference, and what online CMD makes of it."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from torch import Tensor
 from utils.finished import FinishedRun
 from utils.fitting import CMDModel, Snapshots, centre, fit_cmd, parts
 from utils.flat import read_vector, write_vector
-from utils.method_cmd import AdaptiveCMD, OnlineCMDMethod, check_online
+from utils.method_cmd import AdaptiveCMD, OnlineCMDMethod
 from utils.online import OnlineCMD
-from utils.style import STYLE, mark_epoch, mode_color, save
+from utils.pictures.needs import require_movement, require_sample, require_warmup
+from utils.style import STYLE, caption, mark_epoch, mode_color, save
 
 WINDOW = 20  # epochs that a correlation is over
 RENEWED = 20  # epochs from one search for modes to the next
@@ -38,16 +40,19 @@ def draw_stability(
     Raises UserError if the run's settings allow no online CMD.
     """
     settings = run.settings
-    check_online(settings, "--cmd_online")
+    require_sample(settings)
+    require_warmup(settings)
     cmd = fit_cmd(
         run.trajectory.array, run.sample, settings.modes, settings.start, settings.warmup_cmd + 1,
         device="cpu",
     )  # fmt: skip
     snapshots = Snapshots(run.trajectory.array, settings.start, device="cpu")
+    require_movement(snapshots.columns(run.sample), settings)
     correlations = of_members(snapshots, cmd, WINDOW, progress)
     epochs = np.arange(settings.start, settings.epochs)
     with matplotlib.rc_context(STYLE | {"font.size": 9}):
-        figure = Figure(figsize=(8, 5.6), layout="constrained")
+        figure = Figure(figsize=(8, 5.8), layout="constrained")
+        caption(figure, settings)
         above, below = figure.subplots(2, 1, sharex=True)
         known = epochs >= settings.warmup_cmd
         for mode, curve in enumerate(correlations.T):
@@ -156,13 +161,10 @@ def errors_of(
 def follower(run: FinishedRun, warmup: int | None = None, memory: float | None = None) -> OnlineCMD:
     """Online CMD of a finished run. warmup: None for the run's. memory: None for the paper's."""
     settings = run.settings
-    return OnlineCMD(
-        run.model,
-        settings.modes,
-        settings.samples,
-        settings.warmup_cmd if warmup is None else warmup,
-        settings.seed,
-        settings.start,
-        run.trajectory,
-        memory=memory,
-    )
+    warmup = settings.warmup_cmd if warmup is None else warmup
+    with warnings.catch_warnings():  # that the sample is small was said when the run was made
+        warnings.simplefilter("ignore", UserWarning)
+        return OnlineCMD(
+            run.model, settings.modes, settings.samples, warmup, settings.seed, settings.start,
+            run.trajectory, memory=memory,
+        )  # fmt: skip
