@@ -56,7 +56,7 @@ class Settings:
     precision: str = "fp32"
     test_batch_size: int | None = None
     lr_warmup: int = 5
-    memory: float = 10.0
+    memory: float = 10
     embed_memory: float | None = None
     embed_in_place: bool = False
     lawa_epochs: int = 10
