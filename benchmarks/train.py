@@ -30,7 +30,7 @@ from utils.methods import METHODS
 from utils.tables import format_table
 
 HEADER = ["", "s an epoch", "images/s", "of matrix rate"]
-ALONGSIDE = [method for method in METHODS if not (method.after_run)]
+ALONGSIDE = [m for m in METHODS if m.name in ("sgd", "cmd_online", "ema", "swa")]
 
 
 def measure(case: Training, methods: tuple[str, ...], official: str | None) -> str:

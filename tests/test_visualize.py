@@ -62,7 +62,7 @@ def test_all_that_the_run_allows(draw, tmp_path, real_run, capsys):
     assert draw("all", "--points", "3", "--images", "20") == 0
     out = capsys.readouterr().out
     assert "embedding is left out: " in out and "--cmd_embed True" in out
-    assert len(list(tmp_path.glob("*.png"))) == len(list(tmp_path.glob("*.pdf"))) == 5
+    assert len(list(tmp_path.glob("*.png"))) == len(list(tmp_path.glob("*.pdf"))) == 6
     assert {path.name for path in real_run.iterdir()} == before
 
 
