@@ -21,7 +21,6 @@ from statistics import fmean, stdev
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from benchmarks.measure import environment
@@ -33,6 +32,7 @@ from utils.errors import UserError
 from utils.finished import FinishedRun
 from utils.flags import add_seeds_flag
 from utils.flat import write_vector
+from utils.method_averages import has_statistics
 from utils.methods import METHODS
 from utils.online import OnlineCMD
 from utils.report import LAST
@@ -67,8 +67,7 @@ def of_latest(run: FinishedRun, dataset: Dataset, count: int) -> float:
 
     Raises UserError if the model has statistics that would have to be counted anew.
     """
-    if any(isinstance(layer, _BatchNorm) and layer.track_running_stats
-           for layer in run.model.modules()):  # fmt: skip
+    if has_statistics(run.model):
         raise UserError(f"--lawa {count}: train_cmd.py --lawa {count} counts the statistics anew")
     found = []
     for epoch in range(max(0, run.settings.epochs - LAST), run.settings.epochs):

@@ -186,6 +186,15 @@ def test_beside_one_of_other_settings():
         late.update_parameters(small_net())
 
 
+def test_the_warmup_is_kept_for_another_alone():
+    trajectory = np.abs(trajectories.drifting(6, N))
+    alone, shared = OnlineCMD(small_net(), 3, 100, 5), OnlineCMD(small_net(), 3, 100, 5)
+    beside = OnlineCMD(small_net(), 3, 100, 5, memory=4, beside=shared)
+    for _ in zip(*(follow(each, trajectory) for each in (alone, shared, beside)), strict=True):
+        pass
+    assert alone._warmup is None and shared._warmup is not None
+
+
 @pytest.mark.parametrize("memory", [0, 0.5, -3, math.nan])
 def test_refuses_memories(memory):
     with pytest.raises(ValueError, match="memory"):

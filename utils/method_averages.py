@@ -73,17 +73,20 @@ class EMA(Method):
         return self.average.module
 
 
+def has_statistics(module: nn.Module) -> bool:
+    """Whether a module's BatchNorm keeps statistics, which an average's weights would change."""
+    return any(
+        isinstance(layer, _BatchNorm) and layer.track_running_stats for layer in module.modules()
+    )
+
+
 class _OfEpochs(Method):
     """What averages over epochs share: BatchNorm's statistics, counted anew for the average."""
 
     def _count_statistics(self, epoch: int, average: nn.Module) -> None:
         """Have an average's BatchNorm see the training images, if it is to be tested."""
         run = self.run
-        counts = any(
-            isinstance(layer, _BatchNorm) and layer.track_running_stats
-            for layer in average.modules()
-        )
-        if counts and not run.metrics.has(self.name, epoch):
+        if has_statistics(average) and not run.metrics.has(self.name, epoch):
             with run.arithmetic.products(), run.arithmetic.autocast(run.device):
                 update_bn(self._batches(epoch), average)
             run.ranks.mean_buffers(average)

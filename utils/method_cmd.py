@@ -150,16 +150,16 @@ def load_cmd(store: Store, name: str) -> CMDModel:
         return CMDModel.of_state(state)
 
 
-def online_cmd(run: "Run", memory: float | None = None) -> OnlineCMD:
+def online_cmd(run: "Run", memory: float | None = None, warmup: int | None = None) -> OnlineCMD:
     """Online CMD with the run's settings, its warm-up read back from the run's trajectory.
 
-    memory: H, None for the paper's.
+    memory: H, None for the paper's. warmup: F, None for the run's.
     """
     return OnlineCMD(
         run.model,
         modes=run.settings.modes,
         samples=run.settings.samples,
-        warmup=run.settings.warmup_cmd,
+        warmup=run.settings.warmup_cmd if warmup is None else warmup,
         seed=run.settings.seed,
         start=run.settings.start,
         history=run.trajectory,

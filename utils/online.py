@@ -103,11 +103,12 @@ class OnlineCMD:
         if beside is not None:
             if beside._settings() | {"memory": None} != self._settings() | {"memory": None}:
                 raise ValueError(f"beside one with {beside._settings()}, not {self._settings()}")
-            self._sample = beside._sample
+            self._sample, beside._shared = beside._sample, True
         self._own = ranks.share(self._n_weights)  # where in θ this rank's weights lie
         self._theta: Tensor | None = None  # the buffer that θ is read into
         self._snapshots: list[Tensor] = []  # of the warm-up, where there is no history
-        self._warmup: Snapshots | None = None  # all of them, from the fit to the next update
+        self._shared = False  # whether another is beside this one
+        self._warmup: Snapshots | None = None  # for it, from the fit to the next update
         self._state: dict[str, Tensor] = {}  # mean, covariance, mode of own weights; reference [M]
         self._moments: ReferenceMoments | None = None
         self._reference_history: list[Tensor] = []
@@ -158,7 +159,8 @@ class OnlineCMD:
     def _fit(self, theta: Tensor) -> None:
         """Find modes and references, or take them over, and the moments over the warm-up."""
         if self._beside is None:
-            snapshots = self._warmup = self._read_warmup(theta)
+            snapshots = self._read_warmup(theta)
+            self._warmup = snapshots if self._shared else None
             reference = shared_references(snapshots, self._sample, self.modes, self._ranks)
         else:
             snapshots = self._beside._warmup

@@ -14,8 +14,7 @@ from torch import Tensor
 from utils.finished import FinishedRun
 from utils.fitting import CMDModel, Snapshots, centre, fit_cmd, parts
 from utils.flat import read_vector, write_vector
-from utils.method_cmd import AdaptiveCMD, OnlineCMDMethod
-from utils.online import OnlineCMD
+from utils.method_cmd import AdaptiveCMD, OnlineCMDMethod, online_cmd
 from utils.pictures.needs import require_movement, require_sample, require_warmup
 from utils.style import STYLE, caption, mark_epoch, mode_color, save
 
@@ -128,43 +127,27 @@ def errors_of(
     """(name, colour, line style, relative errors [T]) of each way to follow the run; NaN before
     the warm-up's end."""
     settings = run.settings
-    ways = {
-        (OnlineCMDMethod.label, OnlineCMDMethod.color, "-"): follower(run),
-        (f"{AdaptiveCMD.label}, H = {settings.memory:g}", AdaptiveCMD.color, "-"): follower(
-            run, memory=settings.memory
-        ),
-    }
-    renewed = follower(run)
-    first = run.trajectory[settings.start].double()
-    errors: dict[tuple, list[float]] = {key: [] for key in ways}
-    again: list[float] = []
-    for epoch in progress(range(settings.epochs)):
-        theta = run.trajectory[epoch]
-        write_vector(theta, run.model)
-        since = epoch - settings.warmup_cmd
-        if since > 0 and since % RENEWED == 0:
-            renewed = follower(run, warmup=epoch)
-            renewed.n_updates = epoch  # what came before is read back from the trajectory
-        for online in (*ways.values(), renewed):
-            online.update_parameters(run.model)
-        moved = (theta.double() - first).norm()
-        for found, online in (*zip(errors.values(), ways.values(), strict=True), (again, renewed)):
-            off = (read_vector(online.module).double() - theta.double()).norm()
-            found.append(float(off / moved) if since >= 0 and moved > 0 else np.nan)
-    name = f"modes found again\nevery {RENEWED} epochs"
-    return [
-        *((*key, np.array(found)) for key, found in errors.items()),
-        (name, "#999999", "--", np.array(again)),
+    looks = [
+        (OnlineCMDMethod.label, OnlineCMDMethod.color, "-"),
+        (f"{AdaptiveCMD.label}, H = {settings.memory:g}", AdaptiveCMD.color, "-"),
+        (f"modes found again\nevery {RENEWED} epochs", "#999999", "--"),
     ]
-
-
-def follower(run: FinishedRun, warmup: int | None = None, memory: float | None = None) -> OnlineCMD:
-    """Online CMD of a finished run. warmup: None for the run's. memory: None for the paper's."""
-    settings = run.settings
-    warmup = settings.warmup_cmd if warmup is None else warmup
+    errors = np.full((len(looks), settings.epochs), np.nan)
+    first = run.trajectory[settings.start].double()
     with warnings.catch_warnings():  # that the sample is small was said when the run was made
         warnings.simplefilter("ignore", UserWarning)
-        return OnlineCMD(
-            run.model, settings.modes, settings.samples, warmup, settings.seed, settings.start,
-            run.trajectory, memory=memory,
-        )  # fmt: skip
+        followers = [online_cmd(run), online_cmd(run, settings.memory), online_cmd(run)]
+        for epoch in progress(range(settings.epochs)):
+            theta = run.trajectory[epoch]
+            write_vector(theta, run.model)
+            since = epoch - settings.warmup_cmd
+            if since > 0 and since % RENEWED == 0:
+                followers[-1] = online_cmd(run, warmup=epoch)
+                followers[-1].n_updates = epoch  # the trajectory has what came before
+            moved = (theta.double() - first).norm()
+            for number, online in enumerate(followers):
+                online.update_parameters(run.model)
+                if since >= 0 and moved > 0:
+                    off = (read_vector(online.module).double() - theta.double()).norm()
+                    errors[number, epoch] = off / moved
+    return [(*look, found) for look, found in zip(looks, errors, strict=True)]
