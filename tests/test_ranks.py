@@ -20,9 +20,12 @@ from utils.metrics import Metrics
 from utils.ranks import Ranks
 
 SIZES = ["--epochs", "6", "--warmup_cmd", "2", "--embed_window", "1", "--swa_start", "3"]
+SIZES += ["--lawa_epochs", "2"]
 SIZES += ["--warmup_pbfgs", "3", "--pbfgs_num", "2", "--pbfgs_batch_size", "100"]
-ALL = ["--p_bfgs", "1", "--cmd_embed", "1", "--ema", "1", "--swa", "1"]
-METHODS = ("sgd", "cmd_posthoc", "cmd_online", "cmd_embed", "pbfgs", "ema", "swa")
+ALL = ["--p_bfgs", "1", "--cmd_embed", "1", "--cmd_adaptive", "1"]
+ALL += ["--ema", "1", "--swa", "1", "--lawa", "1"]
+METHODS = ("sgd", "cmd_posthoc", "cmd_online", "cmd_adaptive", "cmd_embed", "pbfgs")
+METHODS += ("ema", "swa", "lawa")
 
 
 def torchrun(results, *flags, n_ranks=2):
@@ -63,10 +66,10 @@ def test_cmd_of_the_same_trajectory(alone, tmp_path):
         path.unlink()
     before = (folder / "trajectory.npy").read_bytes()
 
-    result = torchrun(tmp_path)
+    result = torchrun(tmp_path, "--cmd_adaptive", "1")
     assert result.returncode == 0, result.stderr
     assert (folder / "trajectory.npy").read_bytes() == before
-    for method in ("cmd_posthoc", "cmd_online"):
+    for method in ("cmd_posthoc", "cmd_online", "cmd_adaptive"):
         ours, theirs = (CMDModel.load(at / f"{method}.pt") for at in (folder, alone))
         assert torch.equal(ours.reference, theirs.reference)
         assert torch.equal(ours.mode, theirs.mode)

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN = ["--dataset", "digits", "--model", "lenet", "--limit", "256", "--epochs", "10"]
 RUN += ["--warmup_cmd", "3", "--warmup_pbfgs", "5", "--pbfgs_num", "4", "--pbfgs_batch_size", "64"]
 RUN += ["--embed_window", "2", "--p_bfgs", "1", "--pbfgs_equal", "1", "--cmd_embed", "1"]
-RUN += ["--ema", "1", "--swa", "1"]
+RUN += ["--ema", "1", "--swa", "1", "--cmd_adaptive", "1", "--lawa", "3"]
 CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 PATIENCE = 5.0  # seconds for an orderly end
 
