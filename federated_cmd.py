@@ -12,7 +12,7 @@ RESULTS_DIR/federated/MODEL_PARTITION; the same command goes on where it was sto
 """
 
 if __name__ == "__main__":  # before anything large is imported
-    from utils.interrupts import end_quietly
+    from utils.system.interrupts import end_quietly
 
     end_quietly()
 
@@ -23,8 +23,8 @@ import sys
 from dataclasses import asdict
 
 from utils import flags
-from utils.arguments import Parser
-from utils.command import run_command
+from utils.system.arguments import Parser
+from utils.system.command import run_command
 
 try:
     from utils.federated import flags as own_flags
@@ -45,9 +45,9 @@ except ImportError as missing:
     )
     sys.exit(2)
 
-from utils.files import remove_drafts, write_json
-from utils.lock import FolderLock
-from utils.store import CONFIG
+from utils.storage.files import remove_drafts, write_json
+from utils.storage.lock import FolderLock
+from utils.storage.store import CONFIG
 
 SUMMARY, ROUNDS, PLOT = "summary.json", "rounds.csv", "federated.png"
 

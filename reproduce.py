@@ -11,7 +11,7 @@ again: stopped, the same command goes on. `--epochs` other than a model's own sc
 """
 
 if __name__ == "__main__":  # before anything large is imported
-    from utils.interrupts import end_quietly
+    from utils.system.interrupts import end_quietly
 
     end_quietly()
 
@@ -22,15 +22,15 @@ from pathlib import Path
 
 import train_cmd
 from utils import flags
-from utils.arguments import Parser
 from utils.base_utils import MODELS, get_model
-from utils.command import run_command
-from utils.errors import UserError
-from utils.interrupts import leave
-from utils.methods import METHODS
-from utils.paper import TABLES, Row, Table, methods_of
-from utils.records import Record, require_alike
-from utils.reproduction import markdown, of_shorter_runs
+from utils.methods.registry import METHODS
+from utils.results.markdown import markdown, of_shorter_runs
+from utils.results.paper import TABLES, Row, Table, methods_of
+from utils.results.record import Record, require_alike
+from utils.system.arguments import Parser
+from utils.system.command import run_command
+from utils.system.errors import UserError
+from utils.system.interrupts import leave
 
 SEEDS = [0, 1, 2]
 GIVEN = ("dataset", "limit", "weights", "precision", "epochs")  # asked of runs only where given

@@ -13,7 +13,7 @@ RESULTS_DIR/MODEL; a run that was interrupted goes on when the same command is g
 """
 
 if __name__ == "__main__":  # before anything large is imported
-    from utils.interrupts import end_quietly
+    from utils.system.interrupts import end_quietly
 
     end_quietly()
 
@@ -26,21 +26,21 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils import flags
-from utils.arguments import Parser
-from utils.arithmetic import choose_precision
 from utils.base_utils import WARMUP_EPOCHS, WITH_WARMUP, get_model
-from utils.command import run_command
-from utils.errors import UserError
-from utils.files import write_json
-from utils.identity import identify_weights
-from utils.interrupts import leave
-from utils.methods import METHODS, Method
-from utils.metrics import Row
-from utils.plots import plot_test_accuracy
-from utils.ranks import join
-from utils.report import over_seeds, summarise, table
-from utils.run import PLOT, SUMMARY, Run
-from utils.settings import Settings
+from utils.methods.identity import identify_weights
+from utils.methods.registry import METHODS, Method
+from utils.results.pictures.accuracy import plot_test_accuracy
+from utils.results.summary import over_seeds, summarise, table
+from utils.storage.files import write_json
+from utils.storage.metrics import Row
+from utils.system.arguments import Parser
+from utils.system.command import run_command
+from utils.system.errors import UserError
+from utils.system.interrupts import leave
+from utils.system.ranks import join
+from utils.training.precision import choose_precision
+from utils.training.run import PLOT, SUMMARY, Run
+from utils.training.settings import Settings
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ that the run does not allow is left out with the reason.
 """
 
 if __name__ == "__main__":  # before anything large is imported
-    from utils.interrupts import end_quietly
+    from utils.system.interrupts import end_quietly
 
     end_quietly()
 
@@ -28,22 +28,22 @@ from tqdm import tqdm
 
 from train_cmd import seed_folder
 from utils import flags
-from utils.arguments import Parser, at_least, one_line, positive
 from utils.base_utils import MODELS
-from utils.command import run_command
-from utils.devices import choose_device
-from utils.errors import UserError
-from utils.finished import FinishedRun
-from utils.interrupts import leave
-from utils.methods import METHODS, Method
-from utils.pictures.correlation import draw_correlation
-from utils.pictures.dynamics import draw_dynamics
-from utils.pictures.embedding import draw_embedding
-from utils.pictures.landscape import check_axes, draw_landscape
-from utils.pictures.modes import draw_modes
-from utils.pictures.stability import draw_stability
-from utils.plots import plot_test_accuracy, shares_of
-from utils.records import Record, require_alike
+from utils.methods.registry import METHODS, Method
+from utils.results.finished import FinishedRun
+from utils.results.pictures.accuracy import plot_test_accuracy, shares_of
+from utils.results.pictures.correlation import draw_correlation
+from utils.results.pictures.dynamics import draw_dynamics
+from utils.results.pictures.embedding import draw_embedding
+from utils.results.pictures.landscape import check_axes, draw_landscape
+from utils.results.pictures.modes import draw_modes
+from utils.results.pictures.stability import draw_stability
+from utils.results.record import Record, require_alike
+from utils.system.arguments import Parser, at_least, one_line, positive
+from utils.system.command import run_command
+from utils.system.devices import choose_device
+from utils.system.errors import UserError
+from utils.system.interrupts import leave
 
 FORMATS = ("png", "pdf")
 ROUGH = {"points": 15, "images": 300}  # of the landscape, where all pictures are asked for

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from benchmarks.measure import alone
 from benchmarks.synthetic import module_of, write_trajectory
-from utils.arguments import at_least
-from utils.clustering import sample_weights
-from utils.errors import UserError
-from utils.flat import layer_sizes
+from utils.cmd.clustering import sample_weights
+from utils.cmd.vector import layer_sizes
+from utils.system.arguments import at_least
+from utils.system.errors import UserError
 
 READ_AT_ONCE = 1 << 22
 

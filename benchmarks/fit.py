@@ -21,9 +21,9 @@ from benchmarks.cases import Case, case_flags, case_of, trajectory_file
 from benchmarks.fitting import Figures, agreement, our_fit, public_fit, sequential_read
 from benchmarks.measure import alone, environment
 from benchmarks.scaling import plot_sweep, sweep
-from utils.arguments import Parser
-from utils.errors import UserError
-from utils.tables import format_table
+from utils.system.arguments import Parser
+from utils.system.errors import UserError
+from utils.system.tables import format_table
 
 
 def measure(case: Case, official: str | None) -> str:

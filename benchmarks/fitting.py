@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks import public_code
 from benchmarks.cases import Case
 from benchmarks.measure import Measured, repeated
-from utils.fitting import CMDModel, Snapshots, find_references, fit_cmd
+from utils.cmd.fitting import CMDModel, Snapshots, find_references, fit_cmd
 
 
 @dataclass(frozen=True)

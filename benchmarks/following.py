@@ -13,9 +13,9 @@ from benchmarks import public_code
 from benchmarks.cases import Case
 from benchmarks.measure import Measured, clock
 from benchmarks.synthetic import Walk, module_of
-from utils.flat import write_vector
-from utils.online import OnlineCMD
-from utils.trajectory import Trajectory
+from utils.cmd.online import OnlineCMD
+from utils.cmd.vector import write_vector
+from utils.storage.trajectory import Trajectory
 
 FOLLOWED = 20_000  # weights whose whole history is kept, to check the state against
 PUBLIC_UPDATES = 2

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from utils.devices import choose_device, processor_name
-from utils.errors import UserError
+from utils.system.devices import choose_device, processor_name
+from utils.system.errors import UserError
 
 STATUS = Path("/proc/self/status")
 

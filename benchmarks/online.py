@@ -22,9 +22,9 @@ from benchmarks.cases import Case, case_flags, case_of, trajectory_file
 from benchmarks.fitting import agreement
 from benchmarks.following import drift, our_updates, public_updates, vector_copies
 from benchmarks.measure import alone, environment
-from utils.arguments import Parser, at_least, memory
-from utils.errors import UserError
-from utils.tables import format_table
+from utils.system.arguments import Parser, at_least, memory
+from utils.system.errors import UserError
+from utils.system.tables import format_table
 
 
 def measure(case: Case, warmup: int, official: str | None, memory: float | None = None) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from utils.data import Dataset
-from utils.errors import UserError
+from utils.data.datasets import Dataset
+from utils.system.errors import UserError
 
 
 def load(path: str) -> ModuleType:

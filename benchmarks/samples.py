@@ -25,18 +25,18 @@ from tqdm import tqdm
 
 from benchmarks.measure import environment
 from train_cmd import seed_folder
-from utils.arguments import Parser, at_least, memory
 from utils.base_utils import MODELS, evaluate, get_model
-from utils.data import Dataset
-from utils.errors import UserError
-from utils.finished import FinishedRun
+from utils.cmd.online import OnlineCMD
+from utils.cmd.vector import write_vector
+from utils.data.datasets import Dataset
 from utils.flags import add_seeds_flag
-from utils.flat import write_vector
-from utils.method_averages import has_statistics
-from utils.methods import METHODS
-from utils.online import OnlineCMD
-from utils.report import LAST
-from utils.tables import format_table
+from utils.methods.averages import has_statistics
+from utils.methods.registry import METHODS
+from utils.results.finished import FinishedRun
+from utils.results.summary import LAST
+from utils.system.arguments import Parser, at_least, memory
+from utils.system.errors import UserError
+from utils.system.tables import format_table
 
 WITH_SAMPLES = ("cmd_online", "cmd_adaptive")  # methods that are followed anew
 

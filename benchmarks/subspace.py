@@ -23,11 +23,11 @@ from sklearn.decomposition import PCA
 
 from benchmarks.cases import Case, case_flags, case_of, trajectory_file
 from benchmarks.measure import alone, environment, repeated
-from utils.arguments import Parser, at_least
-from utils.errors import UserError
-from utils.fitting import Snapshots
-from utils.subspace import principal_directions
-from utils.tables import format_table
+from utils.cmd.fitting import Snapshots
+from utils.pbfgs_utils import principal_directions
+from utils.system.arguments import Parser, at_least
+from utils.system.errors import UserError
+from utils.system.tables import format_table
 
 
 @dataclass(frozen=True)

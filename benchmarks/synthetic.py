@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from utils.trajectory import Trajectory
+from utils.storage.trajectory import Trajectory
 
 LATENT = 6  # random walks that the weights follow
 PART = 1 << 20

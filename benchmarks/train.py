@@ -21,13 +21,13 @@ from benchmarks import public_code
 from benchmarks.measure import alone, environment
 from benchmarks.training import Training, our_epochs, public_epochs
 from utils import flags
-from utils.arguments import Parser, at_least, truth
-from utils.arithmetic import PRECISIONS, choose_precision
 from utils.base_utils import MODELS
-from utils.devices import choose_device
-from utils.errors import UserError
-from utils.methods import METHODS
-from utils.tables import format_table
+from utils.methods.registry import METHODS
+from utils.system.arguments import Parser, at_least, truth
+from utils.system.devices import choose_device
+from utils.system.errors import UserError
+from utils.system.tables import format_table
+from utils.training.precision import PRECISIONS, choose_precision
 
 HEADER = ["", "s an epoch", "images/s", "of matrix rate"]
 ALONGSIDE = [m for m in METHODS if m.name in ("sgd", "cmd_online", "ema", "swa")]

@@ -16,12 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import train_cmd
 from benchmarks import public_code
 from benchmarks.measure import clock
-from utils.arithmetic import BF16, Arithmetic, choose_precision
 from utils.base_utils import evaluate, get_model
-from utils.data import Dataset
-from utils.devices import choose_device
-from utils.methods import METHODS, Method
-from utils.run import Run
+from utils.data.datasets import Dataset
+from utils.methods.registry import METHODS, Method
+from utils.system.devices import choose_device
+from utils.training.precision import BF16, Arithmetic, choose_precision
+from utils.training.run import Run
 
 WARMUP = 1  # of the runs measured here, so that few epochs show every cost
 FIRST = WARMUP + 2  # the first epoch whose time counts

@@ -26,13 +26,13 @@ from benchmarks.following import public_updates
 from benchmarks.measure import alone, environment
 from benchmarks.training import Training, our_epochs, public_bookkeeping, public_epochs
 from utils import flags
-from utils.arguments import Parser, at_least
-from utils.arithmetic import choose_precision
 from utils.base_utils import MODELS, get_model
-from utils.devices import choose_device
-from utils.errors import UserError
-from utils.flat import layer_sizes
-from utils.tables import format_table
+from utils.cmd.vector import layer_sizes
+from utils.system.arguments import Parser, at_least
+from utils.system.devices import choose_device
+from utils.system.errors import UserError
+from utils.system.tables import format_table
+from utils.training.precision import choose_precision
 
 N_TRAIN, N_TEST = 50_000, 10_000
 METHODS = ("sgd", "cmd_online", "cmd_posthoc")

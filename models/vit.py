@@ -7,7 +7,7 @@ and weights. The head has as many outputs as the data has classes. 85,806,346 pa
 import torchvision
 from torch import nn
 
-from utils.files import load_any_tensors
+from utils.storage.sealed import load_any_tensors
 
 WEIGHTS = torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1
 

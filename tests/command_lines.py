@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 
 from tests.conftest import exit_code
-from utils.arguments import truth
+from utils.system.arguments import truth
 
 # fixed by the tests: what would download, take hours, or write elsewhere
 KEPT = {"help", "results_dir", "output", "keep", "version"}

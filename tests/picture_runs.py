@@ -17,10 +17,10 @@ from torch import nn
 import train_cmd
 import visualize
 from utils.base_utils import MODELS, ModelEntry
-from utils.errors import UserError
-from utils.method_pbfgs import PBFGS
-from utils.methods import METHODS
-from utils.records import KEPT
+from utils.methods.pbfgs import PBFGS
+from utils.methods.registry import METHODS
+from utils.results.record import KEPT
+from utils.system.errors import UserError
 
 TINY = "tiny"
 FIGURE = re.compile(r"(.+): (\d+\.\d\d(?: ± \d+\.\d\d)?) %")

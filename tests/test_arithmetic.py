@@ -7,12 +7,12 @@ import torch
 
 import train_cmd
 from tests.conftest import SMALL
-from utils.arithmetic import Arithmetic, choose_precision
 from utils.base_utils import CIFAR, evaluate, get_model, train_epoch
-from utils.data import load_dataset
-from utils.errors import UserError
-from utils.metrics import Metrics
-from utils.settings import Settings, differences
+from utils.data.datasets import load_dataset
+from utils.storage.metrics import Metrics
+from utils.system.errors import UserError
+from utils.training.precision import Arithmetic, choose_precision
+from utils.training.settings import Settings, differences
 
 CPU = torch.device("cpu")
 

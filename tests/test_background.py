@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from utils.background import Background
-from utils.trajectory import Trajectory
+from utils.storage.background import Background
+from utils.storage.trajectory import Trajectory
 
 CPU = torch.device("cpu")
 

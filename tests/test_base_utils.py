@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from utils.base_utils import CIFAR, evaluate, get_model, train_epoch
-from utils.data import load_dataset
-from utils.flat import read_vector
-from utils.seeding import epoch_generator, stream_seed
+from utils.cmd.vector import read_vector
+from utils.data.datasets import load_dataset
+from utils.training.seeding import epoch_generator, stream_seed
 
 CPU = torch.device("cpu")
 

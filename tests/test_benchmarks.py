@@ -8,8 +8,8 @@ import pytest
 from benchmarks import samples
 from benchmarks.synthetic import module_of, write_trajectory
 from tests.conftest import ROOT
-from utils.flat import layer_sizes
-from utils.records import Record
+from utils.cmd.vector import layer_sizes
+from utils.results.record import Record
 
 
 def benchmark(name, *arguments):

@@ -9,11 +9,11 @@ from torch import nn
 
 from tests import trajectories
 from tests.conftest import ROOT, exit_code
-from utils import cmd_checkpoints
-from utils.clustering import sample_weights
-from utils.description import describe
-from utils.fitting import CMDModel, Snapshots, fit_cmd
-from utils.flat import layer_sizes, read_vector, write_vector
+from utils.cmd import fit_files as cmd_checkpoints
+from utils.cmd.clustering import sample_weights
+from utils.cmd.fitting import CMDModel, Snapshots, fit_cmd
+from utils.cmd.quality import describe
+from utils.cmd.vector import layer_sizes, read_vector, write_vector
 
 EPOCHS = 12
 

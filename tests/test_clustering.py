@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 
 from tests import reference, trajectories
-from utils import clustering
-from utils.clustering import cluster, correlation, row_distances, sample_weights
+from utils.cmd import clustering
+from utils.cmd.clustering import cluster, correlation, row_distances, sample_weights
 
 
 def generator(seed=0):

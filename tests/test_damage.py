@@ -11,20 +11,20 @@ import torch
 
 import train_cmd
 from tests.torture import outcome, same
-from utils.errors import UserError
-from utils.files import (
+from utils.cmd.fitting import CMDModel
+from utils.results.finished import FinishedRun
+from utils.storage.metrics import Metrics, Row
+from utils.storage.sealed import (
+    Sums,
     load_any_tensors,
     load_tensors,
     read_sealed_json,
     save_tensors,
     write_sealed_json,
 )
-from utils.finished import FinishedRun
-from utils.fitting import CMDModel
-from utils.metrics import Metrics, Row
-from utils.store import Store
-from utils.sums import Sums
-from utils.trajectory import Trajectory
+from utils.storage.store import Store
+from utils.storage.trajectory import Trajectory
+from utils.system.errors import UserError
 
 RUN = ["--dataset", "digits", "--model", "lenet", "--limit", "64", "--epochs", "5"]
 RUN += ["--warmup_cmd", "1", "--p_bfgs", "1", "--warmup_pbfgs", "2", "--pbfgs_num", "2"]

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.data import Dataset, Split, load_dataset
-from utils.errors import UserError
+from utils.data.datasets import Dataset, Split, load_dataset
+from utils.system.errors import UserError
 
 
 def make_folder(root, classes=("cat", "dog"), train=6, test=4, size=(32, 32), kind="png"):
@@ -76,7 +76,7 @@ def test_folder_is_decoded_once_until_it_changes(tmp_path, monkeypatch):
     first = load_dataset("folder", str(root), 32, False)
     assert (tmp_path / "pets-32px.pt").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("utils.image_folder._decode", None)
+        patch.setattr("utils.data.image_folder._decode", None)
         assert load_dataset("folder", str(root), 32, False).fingerprint() == first.fingerprint()
         patch.chdir(tmp_path)
         assert load_dataset("folder", "pets", 32, False).fingerprint() == first.fingerprint()

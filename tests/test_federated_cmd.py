@@ -23,14 +23,14 @@ from tests.conftest import ROOT
 pytest.importorskip("flwr")
 
 import federated_cmd
+from utils.cmd.vector import read_vector
 from utils.federated.client import app, images_of, parts_of, restrain, trained_weights
 from utils.federated.flower import Message
 from utils.federated.messages import content_of, package_of, recall
 from utils.federated.rounds import Place, run_rounds
 from utils.federated.runners import InProcessGrid
 from utils.federated.settings import CHECKPOINT_BYTES, METHODS
-from utils.flat import read_vector
-from utils.store import Store
+from utils.storage.store import Store
 
 SMALL = ["--model", "lenet", "--dataset", "digits", "--limit", "200", "--clients", "3"]
 SMALL += ["--warmup_cmd", "1", "--embed_window", "1", "--apf_every", "1"]
@@ -162,8 +162,8 @@ def test_a_fraction_takes_part(tmp_path):
 def test_fedavg_by_hand(tmp_path):
     """Two rounds of FedAvg are means of what the clients' own training gives."""
     from utils.base_utils import train_epoch
-    from utils.flat import write_vector
-    from utils.seeding import INITIAL_WEIGHTS, epoch_generator, stream_seed
+    from utils.cmd.vector import write_vector
+    from utils.training.seeding import INITIAL_WEIGHTS, epoch_generator, stream_seed
 
     settings = settings_of(3)
     path = tmp_path / "ours"
@@ -305,7 +305,7 @@ def test_bad_input(flags, words, tmp_path, capsys):
 
 def test_no_room_is_said_before_the_first_round(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        "utils.files.shutil.disk_usage", lambda path: SimpleNamespace(free=20_000_000)
+        "utils.storage.files.shutil.disk_usage", lambda path: SimpleNamespace(free=20_000_000)
     )
     argv = [*SMALL, "--results_dir", str(tmp_path), "--methods", "fedavg", "cmd"]
     assert federated_cmd.main(argv) == 2

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from utils.errors import UserError
+from utils.cmd.vector import read_vector
 from utils.federated.coefficients import Coefficients
 from utils.federated.embedding import CMDClient, CMDServer, EmbeddingSettings
 from utils.federated.exchange import OutOfStepError, Package, weighted_mean
 from utils.federated.fedavg import FedAvgClient, FedAvgServer
 from utils.federated.freezing import Freezing, FreezingClient, FreezingServer, FreezingSettings
 from utils.federated.partition import partition
-from utils.flat import read_vector
+from utils.system.errors import UserError
 
 N = 340
 METHODS = ("fedavg", "cmd", "apf", "a-apf")

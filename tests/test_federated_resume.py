@@ -20,8 +20,6 @@ pytest.importorskip("flwr")
 import federated_cmd
 from tests.test_federated_cmd import Faulty
 from utils.base_utils import MODELS
-from utils.command import Terminated
-from utils.errors import UserError
 from utils.federated.client import app
 from utils.federated.exchange import Package
 from utils.federated.flower import Message, become_server, number, wire_bytes
@@ -31,8 +29,10 @@ from utils.federated.prepare import prepare, require_same
 from utils.federated.rounds import Place, checkpoint_of, run_rounds
 from utils.federated.runners import InProcessGrid
 from utils.federated.settings import METHODS, FederatedSettings
-from utils.files import write_text
-from utils.store import Store, read_config
+from utils.storage.files import write_text
+from utils.storage.store import Store, read_config
+from utils.system.command import Terminated
+from utils.system.errors import UserError
 
 RUN = ["--model", "lenet", "--dataset", "digits", "--limit", "60", "--clients", "3"]
 RUN += ["--modes", "3", "--samples", "100", "--warmup_cmd", "1", "--embed_window", "1"]

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import reference, trajectories
-from utils import fitting
-from utils.clustering import sample_weights
-from utils.fitting import CMDModel, fit_cmd, mode_dtype
+from utils.cmd import fitting
+from utils.cmd.clustering import sample_weights
+from utils.cmd.fitting import CMDModel, fit_cmd, mode_dtype
 
 
 def draw(n_weights, k, seed=0):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.flat import (
+from utils.cmd.vector import (
     copy_integer_buffers,
     layer_names,
     layer_sizes,

@@ -15,9 +15,10 @@ import train_cmd
 from tests.conftest import ROOT
 from tests.test_damage import RUN
 from tests.torture import outcome, same
-from utils.errors import UserError
-from utils.files import atomic_write, save_tensors
-from utils.trajectory import Trajectory
+from utils.storage.files import atomic_write
+from utils.storage.sealed import save_tensors
+from utils.storage.trajectory import Trajectory
+from utils.system.errors import UserError
 
 LINE = re.compile(
     r"^train_cmd\.py: error: \S+ cannot be written \(.*\): it needs [\d,]+ bytes, [\d,]+ are free "

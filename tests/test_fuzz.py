@@ -16,8 +16,8 @@ import reproduce
 import train_cmd
 import visualize
 from tests.command_lines import check, command_lines, fuzzed, one_line_or_run, outcome, words
-from utils import cmd_checkpoints
 from utils.base_utils import ModelEntry
+from utils.cmd import fit_files as cmd_checkpoints
 
 QUICK = ["--dataset", "digits", "--model", "lenet", "--limit", "8", "--epochs", "3"]
 QUICK += ["--warmup_cmd", "1"]

@@ -11,13 +11,13 @@ from PIL import Image
 
 import train_cmd
 from utils.base_utils import MODELS
-from utils.data import load_dataset
-from utils.identity import refused
-from utils.image_folder import DECODER
-from utils.methods import METHODS
-from utils.metrics import Metrics
-from utils.records import Record
-from utils.settings import Settings
+from utils.data.datasets import load_dataset
+from utils.data.image_folder import DECODER
+from utils.methods.identity import refused
+from utils.methods.registry import METHODS
+from utils.results.record import Record
+from utils.storage.metrics import Metrics
+from utils.training.settings import Settings
 
 BASE = ["--dataset", "digits", "--model", "lenet", "--limit", "40", "--epochs", "6"]
 SIZES = ["--warmup_cmd", "2", "--embed_window", "1", "--warmup_pbfgs", "2", "--pbfgs_num", "2"]
@@ -237,9 +237,9 @@ def test_another_image_of_the_same_size_and_time(tmp_path, monkeypatch):
     second = load_dataset("folder", str(tmp_path / "pets"), 32, False)
     assert second.fingerprint() != first.fingerprint()
     assert second.train.images.max() == 200
-    monkeypatch.setattr("utils.image_folder.DECODER", DECODER + ", of another version")
+    monkeypatch.setattr("utils.data.image_folder.DECODER", DECODER + ", of another version")
     decoded = []
-    monkeypatch.setattr("utils.image_folder._as_rgb", lambda image: decoded.append(1) or image)
+    monkeypatch.setattr("utils.data.image_folder._as_rgb", lambda image: decoded.append(1) or image)
     load_dataset("folder", str(tmp_path / "pets"), 32, False)
     assert len(decoded) == 8
 

@@ -10,8 +10,8 @@ import torch
 
 from tests.conftest import ROOT
 from tests.torture import handles_sigterm
-from utils.files import load_tensors, save_tensors
-from utils.interrupts import held_back
+from utils.storage.sealed import load_tensors, save_tensors
+from utils.system.interrupts import held_back
 
 
 @pytest.fixture

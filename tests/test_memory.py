@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests import reference, trajectories
 from tests.command_lines import fuzzed
 from tests.test_online import N, follow, small_net
-from utils.flat import read_vector, write_vector
-from utils.online import OnlineCMD
+from utils.cmd.online import OnlineCMD
+from utils.cmd.vector import read_vector, write_vector
 
 
 def assert_fits(cmd, trajectory, memory):
@@ -146,7 +146,7 @@ def test_a_state_saved_before_there_were_memories():
 
 @pytest.mark.parametrize("with_history", [False, True])
 def test_several_memories_share_the_fit_of_the_warmup(monkeypatch, with_history):
-    from utils import online as module
+    from utils.cmd import online as module
 
     fits, real = [], module.shared_references
     monkeypatch.setattr(module, "shared_references", lambda *given: fits.append(1) or real(*given))

@@ -12,11 +12,11 @@ import torch
 
 import train_cmd
 from tests.conftest import SMALL, exit_code
-from utils import method_embedded
-from utils.files import load_tensors
-from utils.fitting import CMDModel
-from utils.metrics import Metrics
-from utils.store import Store
+from utils.cmd.fitting import CMDModel
+from utils.methods import embedded as method_embedded
+from utils.storage.metrics import Metrics
+from utils.storage.sealed import load_tensors
+from utils.storage.store import Store
 
 EPOCHS, F, L = 14, 3, 2
 SIZES = ["--epochs", str(EPOCHS), "--warmup_cmd", str(F), "--embed_window", str(L)]
@@ -84,7 +84,7 @@ def test_each_is_the_run_until_it_departs(finished, method, departs):
 
 
 def test_nothing_is_tested_twice(finished, tmp_path, monkeypatch, capsys):
-    from utils import run as run_module
+    from utils.training import run as run_module
 
     real, tested = run_module.evaluate, []
 
@@ -175,8 +175,8 @@ def test_percentage_of_what_is_left(again):
 def test_swa_is_the_mean_of_the_last_snapshots(finished, again):
     """Its last test equals that of the mean, LeNet having no statistics to count anew."""
     from utils.base_utils import evaluate, get_model
-    from utils.data import load_dataset
-    from utils.flat import write_vector
+    from utils.cmd.vector import write_vector
+    from utils.data.datasets import load_dataset
 
     trajectory = np.load(finished / "trajectory.npy", mmap_mode="r")
     dataset = load_dataset("digits", "", 32, False).limited(256)
@@ -190,8 +190,8 @@ def test_swa_is_the_mean_of_the_last_snapshots(finished, again):
 def test_lawa_is_the_mean_of_the_latest_snapshots(finished):
     """Of four, as its last test, and of as many as there are, as its second."""
     from utils.base_utils import evaluate, get_model
-    from utils.data import load_dataset
-    from utils.flat import write_vector
+    from utils.cmd.vector import write_vector
+    from utils.data.datasets import load_dataset
 
     trajectory = np.load(finished / "trajectory.npy", mmap_mode="r")
     dataset = load_dataset("digits", "", 32, False).limited(256)

@@ -3,14 +3,14 @@ from dataclasses import replace
 
 import pytest
 
-from utils.errors import UserError
-from utils.files import atomic_write
-from utils.methods import METHODS
-from utils.metrics import COLUMNS, Metrics, Row
-from utils.plots import plot_test_accuracy
-from utils.records import Record
-from utils.report import summarise, table
-from utils.settings import Settings
+from utils.methods.registry import METHODS
+from utils.results.pictures.accuracy import plot_test_accuracy
+from utils.results.record import Record
+from utils.results.summary import summarise, table
+from utils.storage.files import atomic_write
+from utils.storage.metrics import COLUMNS, Metrics, Row
+from utils.system.errors import UserError
+from utils.training.settings import Settings
 
 HEADER = "method,epoch,train_loss,train_acc,test_loss,test_acc,seconds\n"
 ROWS = [

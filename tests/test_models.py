@@ -9,7 +9,7 @@ from models.preresnet import PreResNet
 from models.vit import vit_b_16
 from models.wide_resnet import WideResNet
 from utils.base_utils import MODELS, get_model
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 PARAMETERS = {
     "res18": 11_173_962,

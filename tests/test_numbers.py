@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import train_cmd
-from utils import run as run_module
 from utils.cmd_utils import OnlineCMD, fit_cmd
-from utils.metrics import Metrics
-from utils.pbfgs import SubspaceBFGS
+from utils.pbfgs_utils import SubspaceBFGS
+from utils.storage.metrics import Metrics
+from utils.training import run as run_module
 
 RUN = ["--dataset", "digits", "--model", "lenet", "--limit", "64", "--epochs", "5"]
 RUN += ["--warmup_cmd", "1", "--cmd_embed", "1", "--embed_window", "1", "--ema", "1", "--swa", "1"]

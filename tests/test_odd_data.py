@@ -9,8 +9,8 @@ from PIL import Image
 
 import train_cmd
 from tests.test_data import make_folder
-from utils.data import load_dataset
-from utils.errors import UserError
+from utils.data.datasets import load_dataset
+from utils.system.errors import UserError
 
 RUN = ["--dataset", "folder", "--model", "lenet", "--epochs", "2", "--warmup_cmd", "1"]
 NOT_UTF_8 = os.fsdecode(b"c\xe4t")

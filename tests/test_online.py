@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from tests import reference, trajectories
-from utils.clustering import sample_weights
-from utils.fitting import fit_cmd
-from utils.flat import layer_sizes, read_vector, write_vector
-from utils.online import OnlineCMD
-from utils.trajectory import Trajectory
+from utils.cmd.clustering import sample_weights
+from utils.cmd.fitting import fit_cmd
+from utils.cmd.online import OnlineCMD
+from utils.cmd.vector import layer_sizes, read_vector, write_vector
+from utils.storage.trajectory import Trajectory
 
 
 def small_net():

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from utils.pbfgs import TRIALS, SubspaceBFGS
+from utils.pbfgs_utils import TRIALS, SubspaceBFGS
 
 N, D = 40, 5
 

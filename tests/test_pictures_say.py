@@ -20,16 +20,16 @@ import visualize
 from tests import picture_runs as small
 from tests.command_lines import fuzzed
 from tests.picture_runs import TINY
-from utils import run as run_module
 from utils.base_utils import evaluate, get_model
-from utils.command import run_command
-from utils.finished import FinishedRun
-from utils.fitting import CMDModel
-from utils.flat import write_vector
-from utils.methods import METHODS
-from utils.pictures import correlation, dynamics, landscape, modes
-from utils.report import over_seeds, table
-from utils.store import Store, read_config
+from utils.cmd.fitting import CMDModel
+from utils.cmd.vector import write_vector
+from utils.methods.registry import METHODS
+from utils.results.finished import FinishedRun
+from utils.results.pictures import correlation, dynamics, landscape, modes
+from utils.results.summary import over_seeds, table
+from utils.storage.store import Store, read_config
+from utils.system.command import run_command
+from utils.training import run as run_module
 
 LABELS = {method.label: method.name for method in METHODS} | {"the run": "sgd"}
 OF_TINY = ["--dataset", "digits", "--model", TINY, "--limit", "90", "--epochs", "6"]

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import train_cmd
 from tests.conftest import ROOT, SMALL
-from utils.files import load_tensors
-from utils.fitting import CMDModel
-from utils.metrics import Metrics
-from utils.ranks import Ranks
+from utils.cmd.fitting import CMDModel
+from utils.storage.metrics import Metrics
+from utils.storage.sealed import load_tensors
+from utils.system.ranks import Ranks
 
 SIZES = ["--epochs", "6", "--warmup_cmd", "2", "--embed_window", "1", "--swa_start", "3"]
 SIZES += ["--lawa_epochs", "2"]
@@ -103,7 +103,7 @@ def test_everything_by_two_as_by_one(alone, tmp_path):
 
 
 def test_another_number_of_ranks_goes_on(tmp_path, monkeypatch):
-    from utils import run as run_module
+    from utils.training import run as run_module
 
     real = run_module.train_epoch
 

@@ -9,10 +9,10 @@ import pytest
 import reproduce
 import train_cmd
 from tests.conftest import exit_code
-from utils.paper import TABLE1, TABLE2, TABLES, methods_of
-from utils.records import Record
-from utils.reproduction import of_shorter_runs
-from utils.store import Store, read_config
+from utils.results.markdown import of_shorter_runs
+from utils.results.paper import TABLE1, TABLE2, TABLES, methods_of
+from utils.results.record import Record
+from utils.storage.store import Store, read_config
 
 DIGITS = ["--dataset", "digits", "--limit", "128", "--epochs", "6", "--seeds", "0", "1"]
 LENET = ["table1", "--models", "lenet", *DIGITS]
@@ -52,8 +52,8 @@ def test_cells_are_ours_beside_the_papers(finished, capsys):
 
 def test_again_from_what_it_left_behind(finished, monkeypatch, capsys):
     results, kept = finished
-    monkeypatch.setattr("utils.run.train_epoch", None)
-    monkeypatch.setattr("utils.run.evaluate", None)
+    monkeypatch.setattr("utils.training.run.train_epoch", None)
+    monkeypatch.setattr("utils.training.run.evaluate", None)
     assert reproduce.main([*LENET, "--results_dir", str(results)]) == 0
     first = cells(capsys.readouterr().out)
     assert {path.suffix for path in kept.rglob("*.*")} == {".json", ".csv", ".sums"}
@@ -86,7 +86,7 @@ def test_a_row_that_is_not_finished(finished, tmp_path, capsys):
 
 
 def test_interrupted_it_says_so_and_goes_on(finished, tmp_path, monkeypatch, capsys):
-    from utils import run as run_module
+    from utils.training import run as run_module
 
     results, _ = finished
     real, calls = run_module.train_epoch, []

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 import train_cmd
 from tests.command_lines import fuzzed
 from tests.torture import outcome, same
-from utils import files, trajectory
-from utils.methods import METHODS
-from utils.metrics import Metrics, Row
-from utils.records import Record
-from utils.seeding import epoch_generator
-from utils.store import Store
+from utils.methods.registry import METHODS
+from utils.results.record import Record
+from utils.storage import files, trajectory
+from utils.storage.metrics import Metrics, Row
+from utils.storage.store import Store
+from utils.training.seeding import epoch_generator
 
 EPOCHS = 7
 RUN = ["--dataset", "digits", "--model", "lenet", "--limit", "40", "--epochs", str(EPOCHS)]

@@ -8,8 +8,8 @@ import pytest
 
 import train_cmd
 from tests.conftest import SMALL
-from utils.metrics import Metrics
-from utils.report import over_seeds, percent, table
+from utils.results.summary import over_seeds, percent, table
+from utils.storage.metrics import Metrics
 
 SHORT = [*SMALL, "--epochs", "3", "--warmup_cmd", "1"]
 
@@ -59,8 +59,8 @@ def test_one_seed_has_no_deviation(results):
 def test_finished_seeds_are_not_run_again(results, monkeypatch, capsys):
     plot = results / "lenet_seeds/all_methods_test_acc.png"
     plot.unlink()
-    monkeypatch.setattr("utils.run.train_epoch", None)
-    monkeypatch.setattr("utils.run.evaluate", None)
+    monkeypatch.setattr("utils.training.run.train_epoch", None)
+    monkeypatch.setattr("utils.training.run.evaluate", None)
     assert train_cmd.main([*SHORT, "--seeds", "4", "7", "--results_dir", str(results)]) == 0
     out = capsys.readouterr().out
     assert "seed 4 (1 of 2)" in out and "seed 7 (2 of 2)" in out and "±" in out

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from tests import trajectories
-from utils.clustering import sample_weights
-from utils.errors import UserError
-from utils.finished import FinishedRun
-from utils.fitting import Snapshots, fit_cmd
-from utils.online import OnlineCMD
-from utils.pictures import stability
-from utils.pictures.stability import draw_stability, errors_of, of_members
+from utils.cmd.clustering import sample_weights
+from utils.cmd.fitting import Snapshots, fit_cmd
+from utils.cmd.online import OnlineCMD
+from utils.results.finished import FinishedRun
+from utils.results.pictures import stability
+from utils.results.pictures.stability import draw_stability, errors_of, of_members
+from utils.system.errors import UserError
 
 
 def plain(trajectory, cmd, window):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from utils.staging import stage
+from utils.cmd.staging import stage
 
 PARTS = [slice(0, 40), slice(40, 80), slice(80, 93)]
 

@@ -5,9 +5,9 @@ from scipy.linalg import subspace_angles
 from sklearn.decomposition import PCA
 
 from tests import trajectories
-from utils import fitting
-from utils.fitting import Snapshots
-from utils.subspace import principal_directions
+from utils.cmd import fitting
+from utils.cmd.fitting import Snapshots
+from utils.pbfgs_utils import principal_directions
 
 
 @pytest.mark.parametrize("make", [trajectories.drifting, trajectories.offset])

@@ -14,7 +14,7 @@ import train_cmd
 from tests.conftest import ROOT, SMALL
 from tests.test_data import make_folder
 from utils.base_utils import MODELS
-from utils.fitting import CMDModel, fit_cmd
+from utils.cmd.fitting import CMDModel, fit_cmd
 
 SHORT = [*SMALL, "--epochs", "3", "--warmup_cmd", "1"]
 
@@ -75,8 +75,8 @@ def test_cmds_parameters_are_the_fit_of_the_trajectory(real_run):
     posthoc = CMDModel.load(real_run / "cmd_posthoc.pt")
     online = CMDModel.load(real_run / "cmd_online.pt")
     assert posthoc.reference_history.shape == online.reference_history.shape == (12, 10)
-    from utils.clustering import sample_weights
-    from utils.flat import layer_sizes
+    from utils.cmd.clustering import sample_weights
+    from utils.cmd.vector import layer_sizes
 
     sizes = layer_sizes(MODELS["lenet"].build())
     sample = sample_weights(sizes, 1000, torch.Generator().manual_seed(0))
@@ -112,8 +112,8 @@ def test_run_again_when_finished_recomputes_nothing(main, results, monkeypatch, 
     first = capsys.readouterr().out.split("\n\n")[1]
     before = contents(results)
     for name in ("train_epoch", "evaluate"):
-        monkeypatch.setattr(f"utils.run.{name}", None)
-    monkeypatch.setattr("utils.method_cmd.fit_cmd", None)
+        monkeypatch.setattr(f"utils.training.run.{name}", None)
+    monkeypatch.setattr("utils.methods.cmd.fit_cmd", None)
     assert main(*SHORT) == 0
     assert capsys.readouterr().out.split("\n\n")[1] == first
     after = contents(results)
@@ -126,7 +126,7 @@ def test_a_method_added_later_watches_the_stored_run(main, results, tmp_path, mo
     alone = [*SMALL, "--epochs", "4", "--warmup_cmd", "2"]
     assert main(*alone, "--cmd_online", "", "--cmd_PostHoc", "", "--sgd", "yes") == 0
     with monkeypatch.context() as patch:
-        patch.setattr("utils.run.train_epoch", None)
+        patch.setattr("utils.training.run.train_epoch", None)
         assert main(*alone, "--sgd", "0") == 0
     assert train_cmd.main([*alone, "--results_dir", str(tmp_path / "together")]) == 0
     assert sorted(rows(results / "lenet")) == sorted(rows(tmp_path / "together" / "lenet"))
@@ -267,15 +267,15 @@ def test_no_room_for_the_trajectory_is_said_before_training(main, results, monke
     class Usage:
         free = 10_000_000
 
-    monkeypatch.setattr("utils.files.shutil.disk_usage", lambda path: Usage)
-    monkeypatch.setattr("utils.run.train_epoch", None)
+    monkeypatch.setattr("utils.storage.files.shutil.disk_usage", lambda path: Usage)
+    monkeypatch.setattr("utils.training.run.train_epoch", None)
     code = main(*SHORT)
     assert_one_line_error(capsys, code, ["--results_dir", "bytes", "10,000,000 are free"])
     assert not (results / "lenet").exists()
 
 
 def test_nan_keeps_what_was_finished(main, results, monkeypatch, capsys):
-    from utils import run as run_module
+    from utils.training import run as run_module
 
     real = run_module.train_epoch
     calls = []

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.trajectory import Trajectory, TrajectoryError
+from utils.storage.trajectory import Trajectory, TrajectoryError
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from utils.base_utils import CIFAR, IMAGENET
-from utils.transforms import normalise
+from utils.data.transforms import normalise
 
 
 def images(n=64, size=32):

@@ -13,15 +13,15 @@ import visualize
 from tests import trajectories
 from tests.conftest import SMALL, exit_code
 from utils.base_utils import evaluate, get_model
-from utils.data import load_dataset
-from utils.errors import UserError
-from utils.finished import FinishedRun
-from utils.fitting import CMDModel, Snapshots, fit_cmd
-from utils.flat import write_vector
-from utils.pictures import dynamics, landscape
-from utils.pictures.correlation import by_mode, spread
-from utils.pictures.modes import mapped_members, movement_of
-from utils.store import Store, read_config
+from utils.cmd.fitting import CMDModel, Snapshots, fit_cmd
+from utils.cmd.vector import write_vector
+from utils.data.datasets import load_dataset
+from utils.results.finished import FinishedRun
+from utils.results.pictures import dynamics, landscape
+from utils.results.pictures.correlation import by_mode, spread
+from utils.results.pictures.modes import mapped_members, movement_of
+from utils.storage.store import Store, read_config
+from utils.system.errors import UserError
 
 TRAJECTORY = trajectories.drifting(30, 600)
 CMD = fit_cmd(TRAJECTORY, torch.arange(0, 600, 3), 5)

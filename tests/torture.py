@@ -26,8 +26,8 @@ from collections import Counter
 
 import torch
 
-from utils.files import load_tensors
-from utils.tables import format_table
+from utils.storage.sealed import load_tensors
+from utils.system.tables import format_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ["--dataset", "digits", "--model", "lenet", "--limit", "256", "--epochs", "10"]

@@ -20,11 +20,11 @@ from models.preresnet import PreResNet
 from models.resnet import ResNet18
 from models.vit import vit_b_16
 from models.wide_resnet import WideResNet
-from utils.arithmetic import PLAIN, Arithmetic
-from utils.data import Dataset, Split, load_dataset
-from utils.errors import UserError
-from utils.ranks import ALONE, Ranks
-from utils.transforms import CropFlip, ResizedCrop
+from utils.data.datasets import Dataset, Split, load_dataset
+from utils.data.transforms import CropFlip, ResizedCrop
+from utils.system.errors import UserError
+from utils.system.ranks import ALONE, Ranks
+from utils.training.precision import PLAIN, Arithmetic
 
 # The paper's normalisation constants.
 CIFAR = CropFlip(32, padding=4, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
@@ -61,7 +61,7 @@ class ModelEntry:
     test_batch_size: int | None = None
 
     def load_dataset(self, name: str, data_dir: str, limit: int | None = None) -> Dataset:
-        """A data set of utils.data.DATASETS as the model takes it, on the CPU.
+        """A data set of utils.data.datasets.DATASETS as the model takes it, on the CPU.
 
         limit: images of each split, balanced over the classes; None for all.
 

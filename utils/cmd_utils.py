@@ -26,14 +26,14 @@ On a series of checkpoints, from the command line:
 """
 
 if __name__ == "__main__":  # before anything large is imported
-    from utils.interrupts import end_quietly
+    from utils.system.interrupts import end_quietly
 
     end_quietly()
 
-from utils.clustering import sample_weights
-from utils.fitting import CMDModel, fit_cmd
-from utils.flat import layer_names, layer_sizes, read_vector, write_vector
-from utils.online import OnlineCMD
+from utils.cmd.clustering import sample_weights
+from utils.cmd.fitting import CMDModel, fit_cmd
+from utils.cmd.online import OnlineCMD
+from utils.cmd.vector import layer_names, layer_sizes, read_vector, write_vector
 
 __all__ = [
     "CMDModel",
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 if __name__ == "__main__":
-    from utils.cmd_checkpoints import main
-    from utils.interrupts import leave
+    from utils.cmd.fit_files import main
+    from utils.system.interrupts import leave
 
     leave(main())

@@ -3,13 +3,13 @@
 import argparse
 from collections.abc import Iterable
 
-from utils.arguments import at_least, memory, memory_or_none, positive, share, truth
-from utils.arithmetic import PRECISIONS
 from utils.base_utils import MODELS, OPTIMIZERS, SCHEDULERS, WARMUP_EPOCHS, WITH_WARMUP
-from utils.data import DATASETS
-from utils.method import Method
-from utils.method_pbfgs import UPDATES
-from utils.settings import Settings
+from utils.data.datasets import DATASETS
+from utils.methods.base import Method
+from utils.methods.pbfgs import UPDATES
+from utils.system.arguments import at_least, memory, memory_or_none, positive, share, truth
+from utils.training.precision import PRECISIONS
+from utils.training.settings import Settings
 
 
 def model_table() -> str:
@@ -118,7 +118,7 @@ def add_seeds_flag(group: argparse._ActionsContainer, default: list[int] | None 
 
 
 def add_device_flag(group: argparse._ActionsContainer) -> None:
-    """--device, for `utils.devices.choose_device`."""
+    """--device, for `utils.system.devices.choose_device`."""
     group.add_argument(
         "--device",
         default="auto",

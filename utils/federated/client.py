@@ -6,18 +6,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.arithmetic import Arithmetic
 from utils.base_utils import get_model, train_epoch
-from utils.data import Dataset
-from utils.devices import choose_device
-from utils.errors import UserError
+from utils.cmd.vector import layer_sizes, read_vector, trainable_ranges, write_vector
+from utils.data.datasets import Dataset
 from utils.federated.exchange import ClientSide, OutOfStepError, Package
 from utils.federated.flower import ClientApp, Context, Message, MetricRecord
 from utils.federated.messages import content_of, order_of, package_of, recall, remember
 from utils.federated.partition import partition
 from utils.federated.settings import FederatedSettings
-from utils.flat import layer_sizes, read_vector, trainable_ranges, write_vector
-from utils.seeding import epoch_generator
+from utils.system.devices import choose_device
+from utils.system.errors import UserError
+from utils.training.precision import Arithmetic
+from utils.training.seeding import epoch_generator
 
 app = ClientApp()
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from utils.cmd.online import OnlineCMD
+from utils.cmd.vector import write_vector
 from utils.federated.coefficients import Coefficients
 from utils.federated.exchange import ClientSide, Package, ServerSide, Vector
-from utils.flat import write_vector
-from utils.online import OnlineCMD
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 import argparse
 
-from utils.arguments import at_least, positive, share
-from utils.arithmetic import PRECISIONS
 from utils.base_utils import MODELS, OPTIMIZERS
 from utils.federated.partition import PARTITIONS
 from utils.federated.runners import RUNNERS
 from utils.federated.settings import METHODS
 from utils.flags import add_device_flag, add_rate_flags
+from utils.system.arguments import at_least, positive, share
+from utils.training.precision import PRECISIONS
 
 
 def add_federation_flags(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-from utils.interrupts import SIGNALS
+from utils.system.interrupts import SIGNALS
 
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 PARTITIONS = IID, DIRICHLET = ("iid", "dirichlet")
 LEAST = 10  # images of a client

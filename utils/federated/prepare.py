@@ -4,17 +4,17 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from utils.arithmetic import choose_precision
 from utils.base_utils import get_model
-from utils.devices import choose_device
-from utils.errors import UserError
+from utils.cmd.vector import layer_sizes
 from utils.federated.client import images_of, parts_of
 from utils.federated.rounds import Place, checkpoint_of
 from utils.federated.settings import CHECKPOINT_BYTES, METHODS, FederatedSettings
-from utils.files import require_room
-from utils.flat import layer_sizes
-from utils.settings import differences
-from utils.store import AFRESH, CONFIG, Store, read_config, usable
+from utils.storage.files import require_room
+from utils.storage.store import AFRESH, CONFIG, Store, read_config, usable
+from utils.system.devices import choose_device
+from utils.system.errors import UserError
+from utils.training.precision import choose_precision
+from utils.training.settings import differences
 
 
 def prepare(args: argparse.Namespace) -> tuple[FederatedSettings, Place]:

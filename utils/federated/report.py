@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from utils.federated.rounds import Round
 from utils.federated.settings import COLORS, LABELS, FederatedSettings
-from utils.files import write_text
-from utils.style import STYLE, save
-from utils.tables import format_table
+from utils.results.pictures.style import STYLE, save
+from utils.storage.files import write_text
+from utils.system.tables import format_table
 
 LAST = 10  # rounds that the table's mean is over
 HEADER = [

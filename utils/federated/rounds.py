@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.arithmetic import Arithmetic
 from utils.base_utils import evaluate
+from utils.cmd.vector import read_vector, write_vector
 from utils.federated.client import images_of
 from utils.federated.flower import ArrayRecord, Grid
 from utils.federated.settings import LABELS, FederatedSettings
 from utils.federated.strategy import ExchangeStrategy
-from utils.flat import read_vector, write_vector
-from utils.seeding import INITIAL_WEIGHTS, stream_seed
-from utils.store import Store
+from utils.storage.store import Store
+from utils.training.precision import Arithmetic
+from utils.training.seeding import INITIAL_WEIGHTS, stream_seed
 
 TEST_BATCH_SIZE = 500  # where it is no part of the result
 

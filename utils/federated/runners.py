@@ -10,7 +10,6 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as OutOfTime
 from typing import NoReturn
 
-from utils import interrupts
 from utils.federated.flower import (
     ClientApp,
     Context,
@@ -24,6 +23,7 @@ from utils.federated.flower import (
     silence,
     simulate,
 )
+from utils.system import interrupts
 
 RUN_ID, SERVER = 1, 0
 FAILED, LATE = 1, 2  # codes of errors

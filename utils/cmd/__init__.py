@@ -1,0 +1,1 @@
+"""Correlation Mode Decomposition of any model."""

@@ -1,0 +1,300 @@
+"""Online CMD: a model that follows another while it trains (paper, section 4)."""
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from utils.cmd.clustering import sample_weights
+from utils.cmd.fitting import (
+    CMDModel,
+    ReferenceMoments,
+    Snapshots,
+    check_modes,
+    coefficients,
+    decaying_parts,
+    fit_parts,
+    mode_dtype,
+    part_weights,
+    parts,
+    per_weight,
+    shared_references,
+)
+from utils.cmd.vector import (
+    copy_integer_buffers,
+    layer_sizes,
+    read_vector,
+    write_parts,
+    write_vector,
+)
+from utils.system.ranks import ALONE, Ranks
+
+
+class History(Protocol):
+    """Where the warm-up's snapshots can be read back, such as a trajectory on disk."""
+
+    @property
+    def array(self):
+        """float32 [T, N]"""
+
+
+class OnlineCMD:
+    """CMD that follows a model, used as torch.optim.swa_utils.AveragedModel is.
+
+    Call `update_parameters(model)` once an epoch. The first update is epoch 0; at epoch F, the
+    warm-up's end, modes and references are found from snapshots start … F, and from then on each
+    update makes a, b the least-squares fit on all snapshots so far. The state is O(N): for each
+    weight its mode, its mean and its covariance with the reference, in float64 and centred.
+
+    With a memory of H updates (adaptive CMD), snapshot s counts λ^(t − s) in the fit at t, where
+    λ = 1 − 1/H: a reference that leaves its mode loses its hold on it, and what is left of a weight
+    is an average of its own last updates. Modes and references stay those of the warm-up.
+
+    module: the model to test or save: with the followed model's own weights before epoch F, with
+        CMD's from then on.
+    model: the current CMDModel, None before epoch F.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        modes: int = 10,
+        samples: int = 1000,
+        warmup: int = 20,
+        seed: int = 0,
+        start: int = 0,
+        history: History | None = None,
+        ranks: Ranks = ALONE,
+        memory: float | None = None,
+        beside: "OnlineCMD | None" = None,
+    ) -> None:
+        """Prepare to follow `module`, which is copied and never changed.
+
+        modes, samples, warmup: M, K, and F in updates. seed: of the sample.
+        start: the first snapshot used, 0 ≤ start < warmup.
+        history: where the caller keeps each snapshot before the update; without one, they are
+            kept in memory until the warm-up ends.
+        ranks: those that follow the same model, each in charge of a range of its weights; they
+            call everything here together.
+        memory: H, in updates; None for the paper's, in which all snapshots count alike.
+        beside: an OnlineCMD of the same settings but for the memory, which is always updated
+            before this one: its sample, modes and references are taken over, and the warm-up is
+            kept and fitted once for both.
+
+        Raises ValueError if M < 1, K < M, warmup < 1 or start is not below it, memory < 1, or
+        `beside` has other settings.
+        """
+        if warmup < 1 or not 0 <= start < warmup:
+            raise ValueError(f"a warm-up from epoch {start} to {warmup} spans no two snapshots")
+        check_modes(modes, samples)
+        if memory is not None and not memory >= 1:
+            raise ValueError(f"a memory of {memory} updates: it must be 1 or more, or None")
+        self.memory = None if memory is None or math.isinf(memory) else float(memory)
+        self.modes, self.samples, self.warmup, self.start = modes, samples, warmup, start
+        self.module = copy.deepcopy(module).requires_grad_(False)
+        self.n_updates = 0
+        generator = torch.Generator().manual_seed(seed)
+        self._sample = sample_weights(layer_sizes(module), samples, generator)
+        self._history, self._ranks, self._beside = history, ranks, beside
+        self._n_weights = sum(layer_sizes(module))
+        if beside is not None:
+            if beside._settings() | {"memory": None} != self._settings() | {"memory": None}:
+                raise ValueError(f"beside one with {beside._settings()}, not {self._settings()}")
+            self._sample, beside._shared = beside._sample, True
+        self._own = ranks.share(self._n_weights)  # where in θ this rank's weights lie
+        self._theta: Tensor | None = None  # the buffer that θ is read into
+        self._snapshots: list[Tensor] = []  # of the warm-up, where there is no history
+        self._shared = False  # whether another is beside this one
+        self._warmup: Snapshots | None = None  # for it, from the fit to the next update
+        self._state: dict[str, Tensor] = {}  # mean, covariance, mode of own weights; reference [M]
+        self._moments: ReferenceMoments | None = None
+        self._reference_history: list[Tensor] = []
+
+    @torch.no_grad()
+    def update_parameters(self, module: nn.Module) -> None:
+        """Take in the weights of `module` after an epoch and bring `self.module` up to date."""
+        theta = self._theta = read_vector(module, self._theta)
+        epoch = self.n_updates
+        self.n_updates += 1
+        copy_integer_buffers(module, self.module)
+        if epoch < self.warmup:
+            if self._history is None and self._beside is None and epoch >= self.start:
+                self._snapshots.append(theta.cpu().clone())
+            write_vector(theta, self.module)
+            return
+        if epoch == self.warmup:
+            self._fit(theta)
+            cmd = self.model
+            write_vector(cmd.reconstruct(theta[cmd.reference]), self.module)
+        else:
+            self._warmup = None
+            self._update(theta)
+
+    @property
+    def _decay(self) -> float:
+        """λ, how much less a snapshot counts with every update after it."""
+        return 1 if self.memory is None else 1 - 1 / self.memory
+
+    @property
+    def model(self) -> CMDModel | None:
+        if self._moments is None:
+            return None
+        state, reference = self._state, self._state["reference"]
+        a = torch.empty(len(state["mean"]), device=state["mean"].device)
+        b = torch.empty_like(a)
+        table = self._moments.table()
+        for part in parts(len(a), part_weights(a.device)):
+            mean, covariance, mode = (state[name][part] for name in ("mean", "covariance", "mode"))
+            a[part], b[part] = coefficients(mean, covariance, per_weight(table, mode))
+        a, b, mode = (
+            self._ranks.gather(values, self._n_weights) for values in (a, b, state["mode"])
+        )
+        a[reference], b[reference] = 1, 0
+        history = torch.stack(self._reference_history)
+        return CMDModel(a, b, mode.clone(), reference.clone(), history)
+
+    def _fit(self, theta: Tensor) -> None:
+        """Find modes and references, or take them over, and the moments over the warm-up."""
+        if self._beside is None:
+            snapshots = self._read_warmup(theta)
+            self._warmup = snapshots if self._shared else None
+            reference = shared_references(snapshots, self._sample, self.modes, self._ranks)
+        else:
+            snapshots = self._beside._warmup
+            if snapshots is None:
+                raise ValueError("the OnlineCMD beside this one has to be updated first")
+            reference = self._beside._state["reference"]
+        columns = snapshots.columns(reference)
+        self._reference_history = list(columns)
+        own = self._own
+        mean = theta.new_empty(own.stop - own.start, dtype=torch.float64)
+        covariance = torch.empty_like(mean)
+        if self._beside is None:
+            mode = theta.new_empty(len(mean), dtype=mode_dtype(len(reference)))
+            self._moments = ReferenceMoments.of(columns)
+            for part, *values in fit_parts(snapshots, reference, self._moments, own):
+                here = slice(part.start - own.start, part.stop - own.start)
+                mean[here], covariance[here], mode[here] = values
+        else:
+            mode = self._beside._state["mode"]
+        if self._beside is not None or self.memory is not None:
+            ages = torch.arange(len(snapshots) - 1, -1, -1, dtype=mean.dtype, device=mean.device)
+            weights = self._decay**ages
+            self._moments = ReferenceMoments.of(columns, weights)
+            found = decaying_parts(snapshots, reference, self._moments, weights, mode, own)
+            for part, *values in found:
+                here = slice(part.start - own.start, part.stop - own.start)
+                mean[here], covariance[here] = values
+        self._state = {
+            "mean": mean, "covariance": covariance, "mode": mode, "reference": reference
+        }  # fmt: skip
+
+    def _read_warmup(self, theta: Tensor) -> Snapshots:
+        """Snapshots start … F, of which θ is the last."""
+        if self._history is not None:
+            return Snapshots(self._history.array[self.start : self.warmup + 1], device=theta.device)
+        warmup = torch.empty(len(self._snapshots) + 1, len(theta))
+        warmup[-1] = theta
+        for row in warmup[:-1]:
+            row.copy_(self._snapshots.pop(0))  # freed as it goes: never all of them twice
+        return Snapshots(warmup, device=theta.device)
+
+    def _update(self, theta: Tensor) -> None:
+        """Take θ into the state, and write a · w_r + b into the module, in one pass over both."""
+        values = theta[self._state["reference"]]
+        self._reference_history.append(values)
+        self._moments.add(values, self._decay)
+        table = torch.cat([self._moments.table(), values[None]])
+        updated = self._updated(theta[self._own], table)
+        if self._ranks.size > 1:
+            own = torch.cat([part.clone() for part in updated])
+            updated = iter([self._ranks.gather(own, self._n_weights)])
+        write_parts(updated, self.module)
+
+    def _updated(self, theta: Tensor, table: Tensor) -> Iterator[Tensor]:
+        """The new model, float32 [n] a part, each as its weights are taken into the state.
+
+        theta: this rank's weights. A part is valid until the next one is asked for: all parts use
+        the same room, which costs less than fresh memory for each.
+        """
+        references = (self._state["reference"] - self._own.start).tolist()
+        count, decay = self._moments.count, self._decay
+        size = min(len(theta), part_weights(theta.device))
+        wide, narrow = table.new_empty(5, size), theta.new_empty(4, size)
+        for part in parts(len(theta), size):
+            n_weights = part.stop - part.start
+            deviation, change, *_ = wide[:, :n_weights]
+            of_weight = per_weight(table, self._state["mode"][part], wide[2:, :n_weights])
+            _, reference_mean, w_r = of_weight
+            mean, covariance = self._state["mean"][part], self._state["covariance"][part]
+
+            # Welford's update: the old deviation times the reference's new one; no large sums
+            deviation.copy_(theta[part]).sub_(mean)
+            torch.sub(w_r, reference_mean, out=change)
+            if decay != 1:
+                covariance.mul_(decay)
+            covariance.addcmul_(deviation, change)
+            mean.add_(deviation, alpha=1 / count)
+            coefficients(mean, covariance, of_weight[:2])
+
+            a, b, w_r = narrow[:3, :n_weights].copy_(of_weight)
+            modelled = torch.addcmul(b, a, w_r, out=narrow[3, :n_weights])
+            for reference in references:
+                if part.start <= reference < part.stop:  # a = 1, b = 0, to the last bit
+                    modelled[reference - part.start] = theta[reference]
+            yield modelled
+
+    def state_dict(self) -> dict:
+        """All that `load_state_dict` needs to go on, on any number of ranks: tensors, numbers and
+        lists of them.
+
+        It holds the warm-up's snapshots until the warm-up ends, unless `history` does.
+        """
+        moments = self._moments
+        return {
+            "settings": self._settings(),
+            "n_updates": self.n_updates,
+            "sample": self._sample,
+            "snapshots": list(self._snapshots),
+            "state": {
+                name: value if name == "reference" else self._ranks.gather(value, self._n_weights)
+                for name, value in self._state.items()
+            },
+            "moments": None if moments is None else vars(moments).copy(),
+            "reference_history": list(self._reference_history),
+            "module": self.module.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from the state_dict of an OnlineCMD of an equal model and the same settings.
+
+        Raises ValueError if the settings differ.
+        """
+        saved = {"memory": None} | state["settings"]  # there was none before there was a choice
+        if saved != self._settings():
+            raise ValueError(f"saved with {saved}, this one has {self._settings()}")
+        state = copy.deepcopy(state)
+        device = read_vector(self.module).device
+        self.n_updates = state["n_updates"]
+        self._sample = state["sample"]
+        self._snapshots = state["snapshots"]
+        self._state = {
+            name: (value if name == "reference" else value[self._own]).to(device)
+            for name, value in state["state"].items()
+        }
+        self._reference_history = [values.to(device) for values in state["reference_history"]]
+        self._moments = None
+        if state["moments"] is not None:
+            moments = state["moments"]
+            self._moments = ReferenceMoments(
+                moments["count"], moments["mean"].to(device), moments["square"].to(device)
+            )
+        self.module.load_state_dict(state["module"])
+
+    def _settings(self) -> dict:
+        names = ("modes", "samples", "warmup", "start", "memory")
+        settings = {name: getattr(self, name) for name in names}
+        return settings | {"n_weights": self._n_weights}

@@ -1,0 +1,156 @@
+"""The data sets, held in memory as uint8.
+
+cifar10: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009, through
+torchvision. digits: the handwritten digits that scikit-learn carries. folder: your own images,
+`train/<class>/*` and `test/<class>/*` (utils.data.image_folder).
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor
+from torch.nn import functional
+
+from utils.data.image_folder import load_image_folder
+from utils.system.errors import UserError
+
+DIGITS_SIZE = 32
+ORDER_SEED = 0  # of fixed orders, the same for every run whatever its own seed
+
+
+@dataclass(frozen=True)
+class Split:
+    """images: uint8 [n, H, W, 3]. labels: int64 [n]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> "Split":
+        return Split(self.images.to(device), self.labels.to(device))
+
+    def take(self, index: Tensor) -> "Split":
+        return Split(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training and a test split, the classes' names, and whether a mirrored image is valid."""
+
+    train: Split
+    test: Split
+    classes: list[str]
+    mirror: bool = True
+
+    def to(self, device: torch.device) -> "Dataset":
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+    def limited(self, n_images: int) -> "Dataset":
+        """The first `n_images` of each split, balanced over the classes, in their order."""
+        return replace(
+            self, train=_balanced(self.train, n_images), test=_balanced(self.test, n_images)
+        )
+
+    def fingerprint(self) -> str:
+        """A digest of every image and label, in order: equal for equal data."""
+        digest = hashlib.blake2b(digest_size=8)
+        for split in (self.train, self.test):
+            digest.update(str(tuple(split.images.shape)).encode())
+            digest.update(split.images.numpy().data)
+            digest.update(split.labels.numpy().data)
+        return digest.hexdigest()
+
+
+def load_dataset(name: str, data_dir: str, size: int, resizes: bool) -> Dataset:
+    """Load a data set of DATASETS for models that take `size` × `size` images.
+
+    resizes: whether the model's transform takes images of another size.
+
+    Raises UserError if the data is not there or not as it should be.
+    """
+    return DATASETS[name](Path(data_dir), size, resizes)
+
+
+def _load_cifar10(data_dir: Path, size: int, resizes: bool) -> Dataset:
+    del resizes
+    if size < 32:
+        raise UserError(f"--dataset cifar10: its images are 32 × 32, the model takes {size}")
+    try:
+        train, test = (_cifar10_split(data_dir, train) for train in (True, False))
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"--dataset cifar10: it is not in --data_dir {data_dir} and could not be downloaded "
+            f"({reason[:120]}); put cifar-10-python.tar.gz from "
+            f"https://www.cs.toronto.edu/~kriz/cifar.html into {data_dir}, or run without a "
+            "download: --dataset digits, or --dataset folder with images of your own"
+        ) from error
+    return Dataset(train[0], test[0], train[1])
+
+
+def _cifar10_split(data_dir: Path, train: bool) -> tuple[Split, list[str]]:
+    def load(download: bool) -> torchvision.datasets.CIFAR10:
+        return torchvision.datasets.CIFAR10(str(data_dir), train=train, download=download)
+
+    try:
+        raw = load(download=False)
+    except RuntimeError:  # not there, or not whole
+        raw = load(download=True)
+    return Split(torch.from_numpy(raw.data), torch.tensor(raw.targets)), list(raw.classes)
+
+
+def _load_digits(data_dir: Path, size: int, resizes: bool) -> Dataset:
+    del data_dir, size, resizes
+    from sklearn.datasets import load_digits  # takes a second to import, for this data set only
+    from sklearn.model_selection import train_test_split
+
+    raw = load_digits()
+    grey = torch.from_numpy(raw.images).float()[:, None] * (255 / 16)  # [n, 1, 8, 8]
+    large = functional.interpolate(grey, size=(DIGITS_SIZE, DIGITS_SIZE), mode="bilinear")
+    images = large.round().to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous()
+    labels = torch.from_numpy(raw.target).long()
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=0.2, random_state=ORDER_SEED, stratify=raw.target
+    )
+    everything = Split(images, labels)
+    return Dataset(
+        everything.take(torch.from_numpy(train)),
+        everything.take(torch.from_numpy(test)),
+        [str(digit) for digit in raw.target_names],
+        mirror=False,
+    )
+
+
+def _load_folder(data_dir: Path, size: int, resizes: bool) -> Dataset:
+    splits, classes = load_image_folder(data_dir, size, resizes)
+    # A folder is read class by class; a model whose BatchNorm keeps no running statistics would
+    # normalise test batches of a single class, which is not what it meets in training.
+    generator = torch.Generator().manual_seed(ORDER_SEED)
+    train, test = (
+        Split(images, labels).take(torch.randperm(len(labels), generator=generator))
+        for images, labels in splits
+    )
+    return Dataset(train, test, classes)
+
+
+DATASETS: dict[str, Callable[[Path, int, bool], Dataset]] = {
+    "cifar10": _load_cifar10,
+    "folder": _load_folder,
+    "digits": _load_digits,
+}
+
+
+def _balanced(split: Split, n_images: int) -> Split:
+    rank = torch.empty_like(split.labels)  # of each image within its class
+    for label in split.labels.unique():
+        member = split.labels == label
+        rank[member] = torch.arange(int(member.sum()))
+    chosen = rank.argsort(stable=True)[:n_images]
+    return split.take(chosen.sort().values)

@@ -1,0 +1,190 @@
+"""Images in class folders, decoded once and cached beside the folder."""
+
+import contextlib
+import hashlib
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets import ImageFolder
+from tqdm import tqdm
+
+from utils.storage.sealed import load_tensors, save_tensors
+from utils.system.errors import UserError
+
+SPLITS = ("train", "test")
+RESAMPLING = Image.Resampling.BICUBIC
+DECODER = f"Pillow {PIL.__version__}, RGB, {RESAMPLING.name.lower()}"  # what pixels depend on
+Samples = list[tuple[str, int]]
+
+
+def load_image_folder(
+    data_dir: Path, size: int, resizes: bool
+) -> tuple[list[tuple[Tensor, Tensor]], list[str]]:
+    """Read `train/<class>/*` and `test/<class>/*` below `data_dir`.
+
+    Images of any format and size become RGB at `size` × `size`, or, where the model's transform
+    resizes and all images share one smaller square size, at that size.
+
+    Returns (images uint8 [n, H, W, 3], labels int64 [n]) of train and of test, class by class,
+    and the names of the training classes, sorted.
+
+    Raises UserError if a split or class is missing or empty, or an image cannot be read.
+    """
+    listings, classes = _list_images(data_dir)
+    if resizes:
+        size = _common_size(listings, size)
+    cache = data_dir.resolve().with_name(f"{data_dir.resolve().name}-{size}px.pt")
+    key = _listing_key(data_dir, listings, size)
+    with contextlib.suppress(OSError, ValueError):  # no cache, or not ours: decode
+        state = load_tensors(cache)
+        if state.get("key") == key:
+            return [tuple(state[split]) for split in SPLITS], classes
+    splits = [_decode(samples, size) for samples in listings]
+    with contextlib.suppress(OSError):  # a folder that cannot be written to is decoded each time
+        save_tensors({"key": key, **dict(zip(SPLITS, splits, strict=True))}, cache)
+    return splits, classes
+
+
+def _list_images(data_dir: Path) -> tuple[list[Samples], list[str]]:
+    """(path, label) of every image, sorted, for train and test; and the classes."""
+    formats = {
+        ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN
+    }
+
+    def is_image(path: str) -> bool:
+        name = Path(path).name
+        return not name.startswith(".") and Path(name).suffix.lower() in formats
+
+    folders = []
+    for split in SPLITS:
+        try:
+            _refuse_loops(data_dir / split)
+            folders.append(_VisibleFolder(str(data_dir / split), is_valid_file=is_image))
+        except FileNotFoundError as error:
+            reason = str(error).splitlines()[0].split(" Supported extensions")[0].rstrip(".")
+            raise UserError(
+                f"--data_dir {data_dir}: {reason}; --dataset folder reads "
+                f"{data_dir}/train/<class>/* and {data_dir}/test/<class>/*"
+            ) from error
+        except OSError as error:
+            raise UserError(f"--data_dir {data_dir}: cannot read it: {error}") from error
+    train, test = folders
+    unknown = sorted(set(test.classes) - set(train.classes))
+    if unknown:
+        raise UserError(
+            f"--data_dir {data_dir}: test/{unknown[0]} is a class that train does not have: "
+            f"add train/{unknown[0]} or remove it"
+        )
+    to_train = [train.class_to_idx[name] for name in test.classes]
+    return [train.samples, [(path, to_train[label]) for path, label in test.samples]], train.classes
+
+
+class _VisibleFolder(ImageFolder):
+    """Without the hidden folders that other programs leave beside the classes."""
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        names = sorted(
+            entry.name
+            for entry in os.scandir(directory)
+            if entry.is_dir() and not entry.name.startswith(".")
+        )
+        if not names:
+            raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
+        return names, {name: label for label, name in enumerate(names)}
+
+
+def _refuse_loops(split: Path) -> None:
+    """Raise UserError if a link leads back to a folder that it lies in: images would be counted
+    again and again."""
+    for here, folders, _ in os.walk(split, followlinks=True):
+        for name in folders:
+            folder = Path(here) / name
+            if folder.is_symlink():
+                inside, target = Path(here).resolve(), folder.resolve()
+                if inside.is_relative_to(target):
+                    raise UserError(
+                        f"--data_dir: {folder} is a link to a folder that it lies in: remove it"
+                    )
+
+
+def _common_size(listings: list[Samples], size: int) -> int:
+    sizes = set()
+    for path, _ in (sample for samples in listings for sample in samples):
+        with _readable(path), Image.open(path) as image:
+            sizes.add(image.size)
+        if len(sizes) > 1:
+            return size
+    width, height = sizes.pop()
+    return width if width == height and width < size else size
+
+
+def _listing_key(data_dir: Path, listings: list[Samples], size: int) -> str:
+    """A digest of what the pixels depend on: how they are decoded, and the files' names, labels
+    and contents. Another image may have the size and the time of the one that it replaced."""
+    digest = hashlib.blake2b(f"{size}, {DECODER}".encode(), digest_size=16)
+
+    def content(sample: tuple[str, int]) -> bytes:
+        with _readable(sample[0]):
+            return hashlib.blake2b(Path(sample[0]).read_bytes(), digest_size=16).digest()
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for samples in listings:
+            for (path, label), found in zip(samples, pool.map(content, samples), strict=True):
+                entry = (path[len(str(data_dir)) :], label, found)
+                digest.update(repr(entry).encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _decode(samples: Samples, size: int) -> tuple[Tensor, Tensor]:
+    images = torch.empty(len(samples), size, size, 3, dtype=torch.uint8)
+
+    def decode_into(index: int) -> None:
+        path = samples[index][0]
+        with _readable(path), Image.open(path) as image:
+            image = _as_rgb(image)
+            if image.size != (size, size):
+                image = image.resize((size, size), RESAMPLING)
+            images[index] = torch.from_numpy(np.array(image))
+
+    if not sys.stderr.isatty():
+        print(f"decoding {len(samples):,} images to {size} × {size}", flush=True)
+    pool = ThreadPoolExecutor(max_workers=os.cpu_count())
+    try:
+        decoded = pool.map(decode_into, range(len(samples)))
+        for _ in tqdm(decoded, "decoding", len(samples), unit="image", disable=None):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)  # do not decode the rest after a bad image or Ctrl-C
+    return images, torch.tensor([label for _, label in samples])
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """The image in 8-bit RGB, without its transparency.
+
+    Raises ValueError if its numbers have no known range.
+    """
+    if image.mode.startswith("I;16"):  # Pillow would cut off what is above 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of Pillow's mode {image.mode}, of no known range")
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+@contextlib.contextmanager
+def _readable(path: str):
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"--data_dir: {path} cannot be read as an image ({reason}): mend or remove it"
+        ) from error

@@ -1,0 +1,147 @@
+"""What a compared method is, and the plainest one."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+from utils.system.arguments import truth
+from utils.training.settings import Settings
+
+if TYPE_CHECKING:
+    from utils.training.run import Run
+
+
+class Method(ABC):
+    """A compared method, which watches one training run.
+
+    After each epoch it is shown a module with that epoch's weights θ(t), and gives back the module
+    to be tested in its name.
+
+    name: in metrics.csv and summary.json. label: in the table and the plot. flags: on the command
+    line, the first one the paper's. value, metavar: parses what follows them, and its name in
+    --help. color: in every plot. own_settings: the names of the settings
+    that what is stored of it depends on, besides those of training and testing
+    (utils.methods.identity).
+    trains: whether the run's own training is its. after_run: whether it is shown the epochs only
+    once the run is over. watches_steps: whether it takes in every step of the training, and so
+    cannot be added to a run later.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    flags: ClassVar[tuple[str, ...]]
+    default: ClassVar[bool]
+    value: ClassVar[Callable[[str], bool | int]] = staticmethod(truth)
+    metavar: ClassVar[str] = "BOOL"
+    help: ClassVar[str]
+    color: ClassVar[str]
+    own_settings: ClassVar[tuple[str, ...]] = ()
+    trains: ClassVar[bool] = False
+    after_run: ClassVar[bool] = False
+    watches_steps: ClassVar[bool] = False
+
+    def __init__(self, run: "Run") -> None:
+        self.run, self.settings = run, run.settings
+        # loss and accuracy of the training behind the last module given back, if it is its own
+        self.trained: tuple[float, float] | None = None
+
+    @classmethod  # noqa: B027 (optional to override)
+    def check(cls, settings: Settings) -> None:
+        """Raise UserError if the method cannot run with these settings."""
+
+    @classmethod
+    def departs(cls, settings: Settings) -> int:
+        """The first epoch at which its model is not the run's own."""
+        return 0
+
+    @classmethod
+    def training_epochs(cls, settings: Settings) -> range:
+        """The epochs that it trains itself, besides the run."""
+        return range(0)
+
+    def prepare(self) -> None:  # noqa: B027
+        """Called once before the first epoch is shown; after the run where `after_run`.
+
+        Raises UserError if the method cannot go on from what the run has.
+        """
+
+    @abstractmethod
+    def follow(self, epoch: int, module: nn.Module) -> nn.Module:
+        """Take in θ(epoch), in `module`, and return what to test, which may be `module` itself.
+
+        An epoch that has its row already is shown again where a run goes on, and not tested.
+        """
+
+    def _goes_on_from(self, epoch: int) -> bool:
+        """Whether the method's rows reach up to a state of its own training after `epoch`.
+
+        Where one is missing, because somebody removed it, the state is past the epoch to be tested,
+        and the method has to train again from its departure, which a note says.
+        """
+        first = self.departs(self.settings)
+        if all(self.run.metrics.has(self.name, before) for before in range(first, epoch)):
+            return True
+        print(
+            f"note: {self.label}: a row before epoch {epoch}, where it stands, is missing; it "
+            f"trains again from epoch {first}",
+            flush=True,
+        )
+        return False
+
+    def finish(self) -> None:  # noqa: B027
+        """Called once after the last epoch: save what is worth keeping."""
+
+    @classmethod
+    def files(cls) -> tuple[str, ...]:
+        """The files `prepare` and `finish` leave in the run's folder."""
+        return ()
+
+    @classmethod
+    def scratch_files(cls) -> tuple[str, ...]:
+        """The files that are there only while the method is under way."""
+        return ()
+
+    @classmethod
+    def states(cls) -> tuple[str, ...]:
+        """The files from which it goes on, where they are there."""
+        return cls.scratch_files()
+
+    @classmethod
+    def n_parameters(cls, n_weights: int, settings: Settings, folder: Path) -> int:
+        """How many numbers describe the run of T epochs."""
+        return n_weights * settings.epochs
+
+    @classmethod
+    def figures(cls, folder: Path) -> dict:
+        """What else the summary tells of it."""
+        return {}
+
+    @classmethod
+    def warmup_end(cls, settings: Settings) -> int | None:
+        """The epoch that plots mark as the end of its warm-up, if it has one worth a mark."""
+        return None
+
+    @classmethod
+    def share(cls, folder: Path) -> Tensor | None:
+        """[T], the share of weights that it has embedded after each epoch of a finished run."""
+        return None
+
+
+class SGD(Method):
+    """The training run itself, by whatever optimizer it trains."""
+
+    name, label, flags, default = "sgd", "SGD", ("--sgd",), True
+    help = "test the trained weights themselves"
+    color = "#666666"
+    trains = True
+
+    @classmethod
+    def departs(cls, settings: Settings) -> int:
+        return settings.epochs
+
+    def follow(self, epoch: int, module: nn.Module) -> nn.Module:
+        self.trained = self.run.train_history[epoch][:2]
+        return module

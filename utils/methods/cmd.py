@@ -1,0 +1,193 @@
+"""Post-hoc and online CMD as compared methods."""
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from utils.cmd.clustering import sample_weights
+from utils.cmd.fitting import CMDModel, fit_cmd
+from utils.cmd.online import OnlineCMD
+from utils.cmd.vector import layer_sizes, read_vector, write_vector
+from utils.methods.base import Method
+from utils.storage.store import Store
+from utils.system.errors import UserError
+from utils.training.settings import Settings
+
+if TYPE_CHECKING:
+    from utils.training.run import Run
+
+
+FITTED_BY = ("modes", "samples", "start")  # the settings of a fit, but for its last epoch
+
+
+class _CMD(Method):
+    """What the CMD methods share: the file of the fitted parameters."""
+
+    @classmethod
+    def files(cls) -> tuple[str, ...]:
+        return (f"{cls.name}.pt",)
+
+    @classmethod
+    def n_parameters(cls, n_weights: int, settings: Settings, folder: Path) -> int:
+        """a, b and mode of each weight, and each mode's reference with its curve."""
+        modes = load_cmd(Store.of(folder), cls.files()[0]).modes
+        return 3 * n_weights + modes * (settings.epochs + 1)
+
+
+class OnlineCMDMethod(_CMD):
+    """Online CMD, fitted at the end of the warm-up and updated after every epoch."""
+
+    name, label, flags, default = "cmd_online", "Online CMD", ("--cmd_online",), True
+    help = "fit CMD after the warm-up, and update it every epoch"
+    color = "#0072B2"
+    own_settings = (*FITTED_BY, "warmup_cmd")
+
+    def __init__(self, run: "Run") -> None:
+        super().__init__(run)
+        self.online = online_cmd(run, self.memory(run.settings))
+
+    @classmethod
+    def memory(cls, settings: Settings) -> float | None:
+        """H, None for the paper's."""
+        return None
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        check_online(settings, cls.flags[0])
+
+    @classmethod
+    def departs(cls, settings: Settings) -> int:
+        return settings.warmup_cmd
+
+    @classmethod
+    def warmup_end(cls, settings: Settings) -> int | None:
+        return settings.warmup_cmd
+
+    def follow(self, epoch: int, module: nn.Module) -> nn.Module:
+        self.online.update_parameters(module)
+        return module if epoch < self.settings.warmup_cmd else self.online.module
+
+    def finish(self) -> None:
+        cmd = self.online.model
+        if self.run.ranks.first:
+            self.run.store.save(cmd.state(), self.files()[0])
+
+
+class AdaptiveCMD(OnlineCMDMethod):
+    """Online CMD with a memory: the same modes, a and b from the recent past."""
+
+    name, label, flags, default = "cmd_adaptive", "Adaptive CMD", ("--cmd_adaptive",), False
+    help = "online CMD that remembers the last epochs most (--memory)"
+    color = "#332288"
+    own_settings = (*OnlineCMDMethod.own_settings, "memory")
+
+    @classmethod
+    def memory(cls, settings: Settings) -> float | None:
+        return settings.memory
+
+
+class PostHocCMD(_CMD):
+    """CMD fitted once on the whole run."""
+
+    name, label, flags, default = "cmd_posthoc", "Post-hoc CMD", ("--cmd_PostHoc",), True
+    help = "fit CMD on the whole run once it is over, and test it at every epoch"
+    color = "#D55E00"
+    own_settings = FITTED_BY
+    after_run = True
+
+    @classmethod
+    def states(cls) -> tuple[str, ...]:
+        return cls.files()
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        _check_sample(settings)
+        if settings.start >= settings.epochs:
+            raise UserError(
+                f"--start {settings.start}: choose 0 … {settings.epochs - 1} "
+                f"(below --epochs {settings.epochs})"
+            )
+
+    def __init__(self, run: "Run") -> None:
+        super().__init__(run)
+        self.module = copy.deepcopy(run.model)
+
+    def prepare(self) -> None:
+        run, settings, name = self.run, self.settings, self.files()[0]
+        if not run.ranks.object_from_first((run.folder / name).exists):
+            generator = torch.Generator().manual_seed(settings.seed)
+            sample = sample_weights(layer_sizes(self.module), settings.samples, generator)
+            cmd = fit_cmd(
+                run.trajectory.array,
+                sample,
+                settings.modes,
+                settings.start,
+                device=run.device,
+                ranks=run.ranks,
+            )
+            if run.ranks.first:
+                run.store.save(cmd.state(), name)
+            run.ranks.wait()
+        cmd = load_cmd(run.store, name).to(run.device)
+        self._own = cmd.of_weights(run.ranks.share(run.n_weights))  # this rank's
+
+    def follow(self, epoch: int, module: nn.Module) -> nn.Module:
+        own, ranks = self._own, self.run.ranks
+        part = own.reconstruct(read_vector(module)[own.reference])
+        write_vector(ranks.gather(part, self.run.n_weights), self.module)
+        return self.module
+
+
+def load_cmd(store: Store, name: str) -> CMDModel:
+    """CMD's parameters in a file of a run.
+
+    Raises UserError if it does not hold them.
+    """
+    with store.reading(name) as state:
+        return CMDModel.of_state(state)
+
+
+def online_cmd(run: "Run", memory: float | None = None, warmup: int | None = None) -> OnlineCMD:
+    """Online CMD with the run's settings, its warm-up read back from the run's trajectory.
+
+    memory: H, None for the paper's. warmup: F, None for the run's.
+    """
+    return OnlineCMD(
+        run.model,
+        modes=run.settings.modes,
+        samples=run.settings.samples,
+        warmup=run.settings.warmup_cmd if warmup is None else warmup,
+        seed=run.settings.seed,
+        start=run.settings.start,
+        history=run.trajectory,
+        ranks=run.ranks,
+        memory=memory,
+    )
+
+
+def check_online(settings: Settings, flag: str) -> None:
+    """Raise UserError unless the settings are fit for `online_cmd`; `flag` turns the method off."""
+    _check_sample(settings)
+    last = settings.epochs - 1
+    if not 1 <= settings.warmup_cmd <= last:
+        fix = (
+            f"choose 1 … {last} (--epochs {settings.epochs} − 1)"
+            if last >= 1
+            else "it needs --epochs 2 or more"
+        )
+        raise UserError(f"--warmup_cmd {settings.warmup_cmd}: {fix}, or {flag} ''")
+    if settings.start >= settings.warmup_cmd:
+        raise UserError(
+            f"--start {settings.start}: choose 0 … {settings.warmup_cmd - 1} "
+            f"(below --warmup_cmd {settings.warmup_cmd})"
+        )
+
+
+def _check_sample(settings: Settings) -> None:
+    if settings.modes < 1:
+        raise UserError(f"--modes {settings.modes}: choose 1 or more")
+    if settings.samples < settings.modes:
+        raise UserError(f"--samples {settings.samples}: choose at least --modes {settings.modes}")

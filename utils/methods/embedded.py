@@ -1,0 +1,231 @@
+"""Embedded CMD as a compared method (paper, section 4; DESIGN: embedded CMD)."""
+
+import copy
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from utils.cmd.vector import layer_sizes, read_vector, write_vector
+from utils.methods.base import Method
+from utils.methods.cmd import OnlineCMDMethod, check_online, online_cmd
+from utils.storage.store import Store
+from utils.system.errors import UserError
+from utils.training.settings import Settings
+
+if TYPE_CHECKING:
+    from utils.training.run import Run
+
+
+class EmbeddedCMD(Method):
+    """Online CMD that takes weights out of training, the steadiest first.
+
+    From the warm-up's end on, every L epochs the P % of weights whose (a, b) changed least since
+    the last such epoch are embedded: a, b are frozen, and after every epoch the weight is set to
+    a · w_r + b. From the first such epoch on it trains by itself, with the run's optimizer. With a
+    memory, a and b are those of adaptive CMD; in place, b is such that the weight stays where it is
+    when it is embedded.
+    """
+
+    name, label, flags, default = "cmd_embed", "Embedded CMD", ("--cmd_embed",), False
+    help = "train on while CMD takes the steadiest weights out of training"
+    color = "#CC79A7"
+    own_settings = (
+        *OnlineCMDMethod.own_settings,
+        "embed_window",
+        "embed_perc",
+        "perc_rel",
+        "embed_memory",
+        "embed_in_place",
+    )
+    after_run = True
+
+    def __init__(self, run: "Run") -> None:
+        super().__init__(run)
+        self.module = copy.deepcopy(run.model)
+        self.optimizer, self.scheduler = run.make_optimizer(self.module)
+        self._parallel = run.ranks.parallel(self.module)
+        self.online = online_cmd(run, run.settings.embed_memory)
+        self._epoch = -1  # the last one that was taken in
+        self._a = self._b = torch.empty(0)  # of the last embedding; frozen where embedded
+        self._embedded = torch.zeros(run.n_weights, dtype=torch.bool, device=run.device)
+        self._counts: list[Tensor] = []  # embedded weights in each layer after each epoch
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        check_online(settings, "--cmd_embed")
+        if cls.departs(settings) > settings.epochs - 2:
+            raise UserError(
+                f"--embed_window {settings.embed_window}: the first weights would be embedded at "
+                f"epoch {cls.departs(settings)} (--warmup_cmd {settings.warmup_cmd} and the "
+                f"window), which leaves none of --epochs {settings.epochs}; choose a smaller one, "
+                "or --cmd_embed ''"
+            )
+        if settings.embed_perc > 100:
+            raise UserError(f"--embed_perc {settings.embed_perc:g}: choose a percentage up to 100")
+
+    @classmethod
+    def departs(cls, settings: Settings) -> int:
+        return settings.warmup_cmd + settings.embed_window
+
+    @classmethod
+    def training_epochs(cls, settings: Settings) -> range:
+        return range(cls.departs(settings) + 1, settings.epochs)
+
+    @classmethod
+    def files(cls) -> tuple[str, ...]:
+        return ("cmd_embed.pt",)
+
+    @classmethod
+    def scratch_files(cls) -> tuple[str, ...]:
+        return ("cmd_embed_state.pt",)
+
+    @classmethod
+    def n_parameters(cls, n_weights: int, settings: Settings, folder: Path) -> int:
+        """The weights that are still trained, epoch by epoch, and a, b, mode of the others."""
+        embedded = cls._result(folder)["embedded_counts"].sum(1)
+        return n_weights * settings.epochs - int(embedded.sum()) + 3 * int(embedded[-1])
+
+    @classmethod
+    def figures(cls, folder: Path) -> dict:
+        share = cls.share(folder)
+        return {"embedded_mean": share.mean().item(), "embedded_last": share[-1].item()}
+
+    @classmethod
+    def share(cls, folder: Path) -> Tensor | None:
+        result = cls._result(folder)
+        return result["embedded_counts"].sum(1) / result["layer_sizes"].sum()
+
+    @classmethod
+    def _result(cls, folder: Path) -> dict:
+        """What `finish` saved."""
+        with Store.of(folder).reading(cls.files()[0]) as result:
+            if result["embedded_counts"].shape[1:] != result["layer_sizes"].shape:
+                raise ValueError("the counts are not of the layers")
+            return result
+
+    def prepare(self) -> None:
+        run = self.run
+        name = self.scratch_files()[0]
+        if run.ranks.object_from_first((run.folder / name).exists):
+            with run.store.reading(name) as state:
+                if self._goes_on_from(state["epoch"]):
+                    self._load_state(state)
+                    return
+        kept = run.kept_optimizer()
+        if kept is None or kept["epoch"] != self.departs(self.settings):
+            raise UserError(
+                f"--cmd_embed True: the run in {run.folder} kept no optimizer of epoch "
+                f"{self.departs(self.settings)} to start from (--warmup_cmd and --embed_window): "
+                "choose another --results_dir, or --overwrite to start afresh"
+            )
+        self.optimizer.load_state_dict(kept["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(kept["scheduler"])
+
+    def follow(self, epoch: int, module: nn.Module) -> nn.Module:
+        first = self.departs(self.settings)
+        if epoch > self._epoch:
+            if epoch <= first:
+                self.online.update_parameters(module)
+            if epoch == self.settings.warmup_cmd:
+                self._a, self._b = self.online.model.a, self.online.model.b
+            if epoch == first:
+                write_vector(read_vector(module), self.module)
+            if epoch > first:
+                self.trained = self._train(epoch)
+                self.online.update_parameters(self.module)
+                self._set_embedded()
+            if epoch >= first and (epoch - first) % self.settings.embed_window == 0:
+                self._embed_more()
+            self._counts.append(self._count())
+            self._epoch = epoch
+            if epoch >= first:
+                state = self._state()
+                if self.run.ranks.first:
+                    self.run.store.save(state, self.scratch_files()[0])
+        return self.module if epoch >= first else module
+
+    def finish(self) -> None:
+        cmd = self.online.model
+        result = {
+            "a": torch.where(self._embedded, self._a, cmd.a),
+            "b": torch.where(self._embedded, self._b, cmd.b),
+            "mode": cmd.mode,
+            "reference": cmd.reference,
+            "embedded": self._embedded,
+            "layer_sizes": torch.tensor(layer_sizes(self.module)),
+            "embedded_counts": torch.stack(self._counts),  # int64 [T, layers]
+        }
+        if self.run.ranks.first:
+            self.run.store.save(result, self.files()[0])
+            (self.run.folder / self.scratch_files()[0]).unlink(missing_ok=True)
+
+    def _train(self, epoch: int) -> tuple[float, float]:
+        run = self.run
+        trained = run.train(epoch, self.module, self.optimizer, self.scheduler, self._parallel)
+        run.require_finite(trained[0], self.module, epoch, self.label)
+        return trained
+
+    def _set_embedded(self) -> None:
+        """Set each embedded weight to a · w_r + b."""
+        theta, cmd = read_vector(self.module), self.online.model
+        w_r = theta[cmd.reference][cmd.mode.long()]
+        write_vector(
+            torch.where(self._embedded, torch.addcmul(self._b, self._a, w_r), theta), self.module
+        )
+
+    def _embed_more(self) -> None:
+        """Embed the weights whose (a, b) changed least since the last time."""
+        cmd, settings = self.online.model, self.settings
+        change = torch.hypot(cmd.a - self._a, cmd.b - self._b)
+        taken = self._embedded.clone()
+        taken[cmd.reference] = True  # references are never embedded
+        change[taken] = torch.inf
+        n_embedded = int(self._embedded.sum())
+        total = len(change) - (n_embedded if settings.perc_rel else 0)
+        count = math.ceil(total * settings.embed_perc / 100)
+        free = len(change) - int(taken.sum())
+        more = change.argsort(stable=True)[: min(count, free)]
+        self._a = torch.where(self._embedded, self._a, cmd.a)
+        self._b = torch.where(self._embedded, self._b, cmd.b)
+        if settings.embed_in_place:
+            theta = read_vector(self.module)
+            w_r = theta[cmd.reference][cmd.mode[more].long()]
+            self._b[more] = theta[more] - self._a[more] * w_r
+        self._embedded[more] = True
+        self._set_embedded()
+
+    def _count(self) -> Tensor:
+        return torch.stack(
+            [layer.sum() for layer in self._embedded.split(layer_sizes(self.module))]
+        ).cpu()
+
+    def _state(self) -> dict:
+        return {
+            "epoch": self._epoch,
+            "trained": self.trained,
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "online": self.online.state_dict(),
+            "a": self._a,
+            "b": self._b,
+            "embedded": self._embedded,
+            "counts": self._counts,
+        }
+
+    def _load_state(self, state: dict) -> None:
+        device = self.run.device
+        self._epoch, self.trained = state["epoch"], state["trained"]
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.online.load_state_dict(state["online"])
+        self._a, self._b, self._embedded = (
+            state[name].to(device) for name in ("a", "b", "embedded")
+        )
+        self._counts = state["counts"]

@@ -1,0 +1,208 @@
+"""P-BFGS as a compared method (utils.pbfgs_utils)."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from utils.base_utils import count_correct
+from utils.cmd.fitting import Snapshots
+from utils.cmd.vector import trainable_ranges, write_vector
+from utils.methods.base import Method
+from utils.pbfgs_utils import SubspaceBFGS, principal_directions
+from utils.system.errors import UserError
+from utils.training.precision import BF16, TF32
+from utils.training.seeding import epoch_generator
+from utils.training.settings import Settings
+
+if TYPE_CHECKING:
+    from utils.training.run import Run
+
+EPOCH, SINGLE = UPDATES = ("epoch", "single")
+SUBSPACE_SETTINGS = ("pbfgs_num", "pbfgs_batch_size", "accumulate", "pbfgs_updates")
+
+
+class PBFGS(Method):
+    """P-BFGS: from epoch F_p on, BFGS in the principal directions of snapshots 0 … F_p.
+
+    An epoch is a full pass over the training set in steps of `accumulate` mini-batches, B lasting
+    from step to step; with the updates "single", as the paper's public code has it, one such step
+    an epoch, from batches of the run's own size, B starting from the identity.
+    """
+
+    name, label, flags, default = "pbfgs", "P-BFGS", ("--p_bfgs", "--pbfgs"), False
+    help = "train on in the principal directions of a warm-up"
+    color = "#009E73"
+    own_settings = ("warmup_pbfgs", *SUBSPACE_SETTINGS)
+    warmup_flag = "warmup_pbfgs"
+    after_run = True
+
+    def __init__(self, run: "Run") -> None:
+        super().__init__(run)
+        self.module = copy.deepcopy(run.model)
+        self._warmup, self._num = self.warmup_and_num(run.settings)
+        self._arithmetic = run.arithmetic
+        if run.arithmetic.precision == BF16:
+            # the line search compares losses that differ by less than bfloat16 resolves; tf32 is
+            # float32 where there is none
+            self._arithmetic = replace(run.arithmetic, precision=TF32)
+        self._epoch = self._warmup  # the last one that the module has been through
+
+    @classmethod
+    def warmup_and_num(cls, settings: Settings) -> tuple[int, int]:
+        """The last epoch of the warm-up, F_p, and the number of directions, d."""
+        return settings.warmup_pbfgs, settings.pbfgs_num
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        warmup, num = cls.warmup_and_num(settings)
+        last = settings.epochs - 2
+        if not 1 <= warmup <= last:
+            fix = f"choose 1 … {last}" if last >= 1 else "it needs --epochs 3 or more"
+            raise UserError(
+                f"--{cls.warmup_flag} {warmup}: {fix}, so that an epoch of --epochs "
+                f"{settings.epochs} is left, or {cls.flags[0]} ''"
+            )
+        if num > warmup:
+            raise UserError(
+                f"--pbfgs_num {num}: {warmup + 1} snapshots span at most {warmup} directions; "
+                f"choose 1 … {warmup}, or a longer --{cls.warmup_flag}"
+            )
+
+    @classmethod
+    def departs(cls, settings: Settings) -> int:
+        return cls.warmup_and_num(settings)[0] + 1
+
+    @classmethod
+    def training_epochs(cls, settings: Settings) -> range:
+        return range(cls.departs(settings), settings.epochs)
+
+    @classmethod
+    def scratch_files(cls) -> tuple[str, ...]:
+        return (f"{cls.name}_state.pt",)
+
+    @classmethod
+    def n_parameters(cls, n_weights: int, settings: Settings, folder: Path) -> int:
+        """The warm-up's snapshots, of which the directions are combinations, and x afterwards."""
+        warmup, num = cls.warmup_and_num(settings)
+        return n_weights * (warmup + 1) + num * len(cls.training_epochs(settings))
+
+    def prepare(self) -> None:
+        run, settings = self.run, self.settings
+        snapshots = Snapshots(run.trajectory.array, end=self._warmup + 1, device=run.device)
+        try:
+            directions = principal_directions(snapshots, self._num, trainable_ranges(self.module))
+        except ValueError as error:
+            raise UserError(f"--pbfgs_num {self._num}: {error}; choose fewer") from error
+        directions = run.ranks.from_first(directions)  # alike to the last bit
+        write_vector(run.trajectory[self._warmup], self.module)
+        self._bfgs = SubspaceBFGS(
+            self.module, directions, settings.pbfgs_updates == EPOCH, run.ranks.sum
+        )
+        if run.ranks.object_from_first(self._state_file.exists):
+            with run.store.reading(self._state_file.name) as state:
+                if not self._goes_on_from(state["epoch"]):
+                    return
+                self._epoch, self.trained = state["epoch"], state["trained"]
+                self.module.load_state_dict(state["buffers"], strict=False)
+                self._bfgs.load_state_dict(state["bfgs"])
+
+    def follow(self, epoch: int, module: nn.Module) -> nn.Module:
+        if epoch < self.departs(self.settings):
+            return module
+        if epoch > self._epoch:
+            self.trained = self._train(epoch)
+            self._epoch = epoch
+            state = {
+                "epoch": epoch,
+                "trained": self.trained,
+                "buffers": dict(self.module.named_buffers()),
+                "bfgs": self._bfgs.state_dict(),
+            }
+            if self.run.ranks.first:
+                self.run.store.save(state, self._state_file.name)
+        return self.module
+
+    def finish(self) -> None:
+        if self.run.ranks.first:
+            self._state_file.unlink(missing_ok=True)
+
+    @property
+    def _state_file(self) -> Path:
+        return self.run.folder / self.scratch_files()[0]
+
+    def _train(self, epoch: int) -> tuple[float, float]:
+        """An epoch's steps; returns the mean loss and the accuracy before each of them."""
+        run, settings = self.run, self.settings
+        generator = epoch_generator(settings.seed, epoch, run.device, run.ranks.rank)
+        split = run.dataset.train
+        order = torch.randperm(len(split), generator=generator, device=run.device)
+        single = settings.pbfgs_updates == SINGLE
+        batches = order.split(settings.batch_size if single else settings.pbfgs_batch_size)
+        size = settings.accumulate
+        steps = [batches[start : start + size] for start in range(0, len(batches), size)]
+        self.module.train()
+        total_loss, n_images = 0.0, 0
+        n_correct = torch.zeros((), dtype=torch.int64, device=run.device)
+        with self._arithmetic.products():
+            for step in run.progress(steps[:1] if single else steps, epoch):
+                count = sum(map(len, step))
+                shares = [self._share(batch, count, generator) for batch in step]
+                total_loss += count * self._bfgs.step(shares)
+                n_correct += sum(share.n_correct for share in shares)
+                n_images += count
+        self._bfgs.settle()
+        run.ranks.align_buffers(self.module)
+        run.require_finite(total_loss, self.module, epoch, self.label)
+        return total_loss / n_images, int(run.ranks.sum(n_correct)) / n_images
+
+    def _share(self, batch: Tensor, count: int, generator: torch.Generator) -> "_Share":
+        """This rank's share of a mini-batch's share of the mean loss over `count` images."""
+        run = self.run
+        split, (share, n_images) = run.dataset.train, run.ranks.batch_share(len(batch))
+        images = run.entry.transform.train(
+            split.images[batch], generator, run.dataset.mirror, share
+        )
+        return _Share(
+            partial(self._arithmetic.logits, self.module),
+            images,
+            split.labels[batch[share]],
+            count if n_images else math.inf,
+        )
+
+
+class EqualPBFGS(PBFGS):
+    """P-BFGS with the warm-up that online CMD has, and as many directions as that spans at most."""
+
+    name, label, flags, default = "pbfgs_equal", "P-BFGS (equal)", ("--pbfgs_equal",), False
+    help = "the same with CMD's warm-up, in as many directions as that can span"
+    color = "#882255"
+    own_settings = ("warmup_cmd", *SUBSPACE_SETTINGS)
+    warmup_flag = "warmup_cmd"
+
+    @classmethod
+    def warmup_and_num(cls, settings: Settings) -> tuple[int, int]:
+        return settings.warmup_cmd, min(settings.pbfgs_num, settings.warmup_cmd)
+
+
+class _Share:
+    """Some images' share of a mean loss over `count` images; infinite where they do not count."""
+
+    def __init__(
+        self, model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, count: float
+    ) -> None:
+        self._model, self._images, self._labels, self._count = model, images, labels, count
+        self.n_correct: Tensor | None = None  # of those that count, at the first call
+
+    def __call__(self) -> Tensor:
+        logits = self._model(self._images)
+        if self.n_correct is None:
+            self.n_correct = count_correct(logits, self._labels) * math.isfinite(self._count)
+        return functional.cross_entropy(logits, self._labels, reduction="sum") / self._count

@@ -1,0 +1,145 @@
+"""Test accuracy over the epochs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from utils.methods.registry import Method
+from utils.results.pictures.style import STYLE, caption, draw_band, mark_epoch, save
+from utils.results.summary import percent
+from utils.storage.metrics import Metrics
+from utils.training.run import METRICS
+from utils.training.settings import Settings
+
+ROW_HEIGHT = 0.24  # inches of a legend's line
+FEW = 15  # epochs, each of which is marked
+
+
+def plot_test_accuracy(
+    methods: Sequence[type[Method]],
+    settings: Settings,
+    folders: Sequence[Path],
+    path: Path,
+    formats: Sequence[str] = ("png",),
+    difference: bool = False,
+    with_shares: bool = True,
+) -> list[Path]:
+    """Every method's test accuracy over the epochs of finished runs, its last one in the legend.
+
+    folders: of one run, or of equal runs with several seeds, whose mean is drawn with a band of
+    one sample standard deviation to either side. Below, where asked for, the difference to the run
+    itself, if other methods are there; and the share of weights embedded, where a method embeds
+    any. Returns the files.
+
+    Raises UserError if the file with such a share is not there or damaged.
+    """
+    stored = [Metrics.stored(folder / METRICS) for folder in folders]
+    fractions = {
+        method: [[row.test_acc for row in run.of(method.name)] for run in stored]
+        for method in methods
+    }
+    curves = {method: 100 * np.array(runs) for method, runs in fractions.items()}
+    the_run = next((method for method in methods if method.trains), None)
+    difference = difference and the_run is not None and len(methods) > 1
+    shares = shares_of(methods, folders) if with_shares else {}
+    panels = [4] + [2.2] * difference + [1] * bool(shares)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(layout="constrained", figsize=(6.4, 3.2 + 1.1 * sum(panels[1:])))
+        figure.set_figheight(max(4.2, figure.get_figheight()) + 0.2)
+        caption(figure, settings, len(folders))
+        all_axes = figure.subplots(
+            len(panels), 1, sharex=True, height_ratios=panels, squeeze=False
+        )[:, 0]
+        axes, *below = all_axes
+        for method, curve in curves.items():
+            x, shown, look = _departed(method, curve, settings, the_run)
+            label = f"{method.label}: {_last(fractions[method])} %"
+            draw_band(axes, x, shown, method.color, label=label, **look)
+        axes.set_ylim(*_limits(list(curves.values())))
+        axes.set_ylabel("Test accuracy (%)")
+        for end in {method.warmup_end(settings) for method in methods} - {None}:
+            mark_epoch(axes, end, "warm-up ends", settings.epochs)
+        if difference:
+            under = below.pop(0)
+            differences = []
+            for method, curve in curves.items():
+                if method is the_run:
+                    under.axhline(0, color=method.color, linewidth=2.2, zorder=1)
+                    continue
+                x, shown, look = _departed(method, curve, settings, the_run)
+                shown = shown - curves[the_run][:, x[0] :]
+                draw_band(under, x, shown, method.color, **look)
+                differences.append(shown)
+            under.set_ylim(*_limits(differences, at_most=100))
+            under.set_ylabel(f"Minus {the_run.label}\n(percentage points)")
+        for method, share in shares.items():
+            x = np.arange(share.shape[1])
+            draw_band(below[0], x, share, method.color, drawstyle="steps-post")
+            below[0].set_ylim(0, 105)
+            below[0].set_ylabel("Embedded\n(%)")
+        all_axes[-1].set_xlabel("Epoch")
+        all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.margins(x=0.02)
+        figure.align_ylabels(all_axes)
+        last = f"At epoch {settings.epochs - 1}"
+        if len(methods) <= 4:
+            axes.legend(loc="best", title=last, alignment="left")
+        else:  # too many to lie beside the curves
+            rows = -(-len(methods) // 2)
+            figure.set_figheight(figure.get_figheight() + ROW_HEIGHT * (rows + 1))
+            axes.legend(
+                loc="lower center", bbox_to_anchor=(0.47, 1), ncols=2, fontsize=10, title=last,
+                alignment="left",
+            )  # fmt: skip
+        return save(figure, path, formats)
+
+
+def _departed(
+    method: type[Method], curves: np.ndarray, settings: Settings, the_run: type[Method] | None
+) -> tuple[np.ndarray, np.ndarray, dict]:
+    """The epochs at which a method has a curve of its own, the curves there, and their look.
+
+    Where its model is still the run's own, the run's curve says so, if that is drawn.
+    """
+    start = 0
+    if the_run is not None and method is not the_run:
+        start = max(0, method.departs(settings) - 1)
+    look = {"marker": "o" if curves.shape[1] <= FEW else None, "markersize": 4}
+    if method is the_run:
+        look["linewidth"] = 2.2
+    return np.arange(start, curves.shape[1]), curves[:, start:], look
+
+
+def shares_of(
+    methods: Sequence[type[Method]], folders: Sequence[Path]
+) -> dict[type[Method], np.ndarray]:
+    """Of each method that embeds weights, how many after each epoch of each run, in %: [runs, T].
+
+    Raises UserError if a file with it is not there or damaged.
+    """
+    found = {}
+    for method in methods:
+        shares = [method.share(folder) for folder in folders]
+        if shares[0] is not None:
+            found[method] = np.array([100 * share.numpy() for share in shares])
+    return found
+
+
+def _last(runs: Sequence[Sequence[float]]) -> str:
+    """As the table has it: the same numbers, rounded alike."""
+    last = [fractions[-1] for fractions in runs]
+    return percent(fmean(last), stdev(last) if len(last) > 1 else None)
+
+
+def _limits(curves: list[np.ndarray], at_most: float = 100.5) -> tuple[float, float]:
+    """Limits that show how the curves differ: the steep first epochs may start outside them."""
+    settled = [curve.mean(0)[curve.shape[1] // 10 :] for curve in curves]
+    low, high = min(curve.min() for curve in settled), max(curve.max() for curve in settled)
+    margin = max(0.06 * (high - low), 0.5)
+    low = low - margin if low < 0 else max(0, low - margin)
+    return low, min(at_most, high + margin)

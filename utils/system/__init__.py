@@ -1,0 +1,1 @@
+"""What a process stands on: errors, arguments, signals, devices, ranks."""

@@ -1,0 +1,73 @@
+"""How forward and backward passes are computed: their precision, and whether compiled."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from utils.system.errors import UserError
+
+PRECISIONS = FP32, TF32, BF16 = ("fp32", "tf32", "bf16")
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Of a model's passes alone; weights, trajectory and CMD are float32 whatever it is.
+
+    precision: one of PRECISIONS. fp32: everywhere. tf32: NVIDIA's 19-bit products in convolutions
+    and matrix products. bf16: autocast to bfloat16. compiled: whether by torch.compile.
+    """
+
+    precision: str = FP32
+    compiled: bool = False
+
+    def logits(self, module: nn.Module, images: Tensor) -> Tensor:
+        """What the module makes of the images, float32; called within `products`.
+
+        Raises UserError if it cannot be compiled.
+        """
+        with self.autocast(images.device):
+            if not self.compiled:
+                return module(images).float()
+            if module._compiled_call_impl is None:
+                module.compile()
+            try:
+                return module(images).float()
+            except torch._dynamo.exc.TorchDynamoException as error:
+                reason = str(error).strip().splitlines()[0]
+                raise UserError(
+                    f"--compile True: not to be had here ({reason}); leave it"
+                ) from error
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Around forward passes: whether they are in bfloat16."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == BF16)
+
+    @contextlib.contextmanager
+    def products(self) -> Iterator[None]:
+        """Around forward and backward passes: how a GPU multiplies float32."""
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        before = matmul.allow_tf32, cudnn.allow_tf32
+        matmul.allow_tf32 = cudnn.allow_tf32 = self.precision == TF32
+        try:
+            yield
+        finally:
+            matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+PLAIN = Arithmetic()
+
+
+def choose_precision(name: str | None, device: torch.device) -> str:
+    """The precision by name; None is bf16 on GPUs that have it, else fp32.
+
+    Raises UserError if the device cannot compute in it.
+    """
+    on_gpu = device.type == "cuda"
+    if name is None:
+        return BF16 if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else FP32
+    if name == TF32 and not (on_gpu and torch.cuda.get_device_capability(device) >= (8, 0)):
+        raise UserError(f"--precision tf32: --device {device} has none; choose fp32 or bf16")
+    return name
