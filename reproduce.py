@@ -24,15 +24,19 @@ import train_cmd
 from utils import flags
 from utils.base_utils import MODELS, get_model
 from utils.methods.registry import METHODS
-from utils.results.markdown import markdown, of_shorter_runs
+from utils.results.markdown import markdown
 from utils.results.paper import TABLES, Row, Table, methods_of
-from utils.results.record import Record, require_alike
+from utils.results.stored_run import StoredRun, require_alike
 from utils.system.arguments import Parser
 from utils.system.command import run_command
 from utils.system.errors import UserError
 from utils.system.interrupts import leave
+from utils.training.folder import seed_folder
+from utils.training.optimizers import WARMUP_EPOCHS, WITH_WARMUP
 
 SEEDS = [0, 1, 2]
+WARMUP_CMD, WARMUP_PBFGS, PBFGS_NUM, EMBED_WINDOW = 20, 80, 40, 10  # of the paper's runs
+SHORTEST = 6  # epochs that every method of every table can be run in
 GIVEN = ("dataset", "limit", "weights", "precision", "epochs")  # asked of runs only where given
 
 
@@ -108,6 +112,29 @@ def command(args: argparse.Namespace, row: Row) -> list[str]:
     return argv + (["--overwrite"] if args.overwrite else [])
 
 
+def of_shorter_runs(epochs: int, whole: int, scheduler: str = "none") -> list[str]:
+    """Flags for a run of `epochs` in place of `whole`, its warm-ups as long in proportion, that of
+    the learning rate's schedule with them.
+
+    Raises UserError if there are too few for warm-ups.
+    """
+    if epochs < SHORTEST:
+        raise UserError(f"--epochs {epochs}: choose {SHORTEST} or more, or leave it out")
+
+    def scaled(length: int) -> int:
+        return round(length * epochs / whole)
+
+    warmup = max(2, scaled(WARMUP_CMD))
+    of_pbfgs = min(max(warmup + 1, scaled(WARMUP_PBFGS)), epochs - 2)
+    window = min(max(1, scaled(EMBED_WINDOW)), epochs - 2 - warmup)
+    of_rate = ["--lr_warmup", str(max(1, scaled(WARMUP_EPOCHS)))] * (scheduler == WITH_WARMUP)
+    return [
+        "--epochs", str(epochs), "--warmup_cmd", str(warmup), "--warmup_pbfgs", str(of_pbfgs),
+        "--pbfgs_num", str(min(PBFGS_NUM, of_pbfgs)), "--embed_window", str(window),
+        *of_rate,
+    ]  # fmt: skip
+
+
 def results_dir(args: argparse.Namespace, row: Row) -> Path:
     """The --results_dir of a row's runs; rows of one experiment share it."""
     return Path(args.results_dir) / row.experiment
@@ -115,17 +142,17 @@ def results_dir(args: argparse.Namespace, row: Row) -> Path:
 
 def run_folder(args: argparse.Namespace, row: Row, seed: int) -> Path:
     """Where a row's run with a seed lies."""
-    return train_cmd.seed_folder(results_dir(args, row), row.model, seed)
+    return seed_folder(results_dir(args, row), row.model, seed)
 
 
-def records(args: argparse.Namespace, row: Row) -> dict[int, Record]:
+def records(args: argparse.Namespace, row: Row) -> dict[int, StoredRun]:
     """The runs of a row that lie there, by seed.
 
     Raises UserError if one of them is not a run of that row or of what was asked for, or they
     are not alike.
     """
     folders = {seed: run_folder(args, row, seed) for seed in args.seeds}
-    found = {seed: Record(folder) for seed, folder in folders.items() if folder.exists()}
+    found = {seed: StoredRun(folder) for seed, folder in folders.items() if folder.exists()}
     parser = train_cmd.build_parser()
     parsed = parser.parse_args(command(args, row))
     asked = train_cmd.make_settings(parsed, METHODS[:1])
@@ -161,7 +188,7 @@ def keep(args: argparse.Namespace, rows: Sequence[Row]) -> None:
     for row in rows:
         for seed, record in records(args, row).items():
             kept = Path(args.keep) / row.experiment
-            record.copy_to(train_cmd.seed_folder(kept, row.model, seed))
+            record.copy_to(seed_folder(kept, row.model, seed))
     print(f"\nconfiguration, metrics and summary of each run are in {args.keep}")
 
 
@@ -177,10 +204,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--models", nargs="+", choices=MODELS, metavar="MODEL", help="rows (default: all)"
     )
     flags.add_seeds_flag(parser, SEEDS)
-    flags.add_epochs_flag(parser)
-    flags.add_weights_flag(parser)
-    flags.add_device_flag(parser)
-    flags.add_passes_flags(parser)
+    flags.add_setting(parser, "epochs", "weights", "precision")
+    flags.add_compute_flags(parser)
     flags.add_data_flags(parser)
     group = parser.add_argument_group("results")
     group.add_argument(

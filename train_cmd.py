@@ -26,21 +26,21 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils import flags
-from utils.base_utils import WARMUP_EPOCHS, WITH_WARMUP, get_model
-from utils.methods.identity import identify_weights
-from utils.methods.registry import METHODS, Method
+from utils.base_utils import get_model
+from utils.methods.comparison import Comparison, Progress, watchers
+from utils.methods.registry import METHODS, Method, Settings
 from utils.results.pictures.accuracy import plot_test_accuracy
 from utils.results.summary import over_seeds, summarise, table
 from utils.storage.files import write_json
-from utils.storage.metrics import Row
 from utils.system.arguments import Parser
 from utils.system.command import run_command
 from utils.system.errors import UserError
 from utils.system.interrupts import leave
 from utils.system.ranks import join
-from utils.training.precision import choose_precision
-from utils.training.run import PLOT, SUMMARY, Run
-from utils.training.settings import Settings
+from utils.training.compute import Compute
+from utils.training.folder import PLOT, SUMMARY, seed_folder, seeds_folder
+from utils.training.precision import Arithmetic, choose_precision
+from utils.training.run import Run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,6 +60,8 @@ def compare(args: argparse.Namespace) -> None:
         dataset = get_model(args.model).load_dataset(args.dataset, args.data_dir, args.limit)
     precision = choose_precision(args.precision, device)
     settings = replace(settings, data=dataset.fingerprint(), precision=precision)
+    progress = batch_progress if ranks.first else lambda batches, _: batches
+    compute = Compute(device, Arithmetic(precision, args.compile), ranks, progress)
 
     folder = Path(args.results_dir) / args.model
     folders = {args.seed: folder}
@@ -71,26 +73,25 @@ def compare(args: argparse.Namespace) -> None:
         own = replace(settings, seed=seed)
         which = "" if args.seeds is None else f"seed {seed} ({number} of {len(folders)}), "
         with Run(
-            place,
-            own,
-            dataset,
-            device,
-            args.command,
-            args.overwrite,
-            batch_progress if ranks.first else lambda batches, _: batches,
-            ranks,
-            args.compile,
+            place, own, dataset, compute, watchers(own), args.overwrite, args.weights,
             args.test_batch_size,
-            args.weights,
-            args.data_dir,
-        ) as run:
+        ) as run:  # fmt: skip
             print(
                 f"{args.model} on {args.dataset}: {run.n_weights:,} weights, {own.epochs} epochs, "
                 f"{len(dataset.train):,} + {len(dataset.test):,} images, {which}{device}, in "
                 f"{place}",
                 flush=True,
             )
-            summaries.append(complete(run, selected))
+            comparison = Comparison(run, selected)
+            run.record(args.command, args.data_dir)
+            training, tests = comparison.ahead()
+            print(f"ahead: {training} epochs of training, {tests} tests", flush=True)
+            for progress in comparison.complete():
+                print(line(progress, own.epochs), flush=True)
+            if ranks.first:
+                summaries.append(summarise(selected, comparison.metrics, own, run.n_weights, place))
+                write_json(summaries[-1], place / SUMMARY)
+                plot_test_accuracy(selected, own, [place], place / PLOT)
 
     ranks.leave()
     if not ranks.first:
@@ -104,99 +105,12 @@ def compare(args: argparse.Namespace) -> None:
     print(f"\n{table(summary)}\n\nplot: {plot}")
 
 
-def complete(run: Run, selected: list[type[Method]]) -> dict:
-    """Do what is left of a run and of the methods on it; returns its summary."""
-    remaining, settings = run.remaining(selected), run.settings
-    training, tests = run.ahead(remaining)
-    print(f"ahead: {training} epochs of training, {tests} tests", flush=True)
-
-    alongside = [method(run) for method in remaining if not method.after_run]
-    for method in alongside:
-        method.prepare()
-    if alongside or run.epochs_done < settings.epochs:
-        for epoch, module in run.epochs():
-            just_trained = module is run.model
-            print_epoch(run, epoch, run.follow(alongside, epoch, module), just_trained)
-    for method in alongside:
-        method.finish()
-    run.wait()
-    for method in (make(run) for make in remaining if make.after_run):
-        method.prepare()
-        for epoch in range(settings.epochs):
-            rows = run.follow([method], epoch, run.at(epoch))
-            if epoch >= method.departs(settings):  # before, it is the run's own model
-                print_epoch(run, epoch, rows)
-        method.finish()
-
-    run.wait()
-    if not run.ranks.first:
-        return {}
-    summary = summarise(selected, run.metrics, settings, run.n_weights, run.folder)
-    write_json(summary, run.folder / SUMMARY)
-    plot_test_accuracy(selected, settings, [run.folder], run.folder / PLOT)
-    return summary
-
-
-def seeds_folder(results_dir: Path, model: str) -> Path:
-    """Where a model's runs with several seeds lie, each in a folder of its own."""
-    return results_dir / f"{model}_seeds"
-
-
-def seed_folder(results_dir: Path | str, model: str, seed: int) -> Path:
-    """Where a model's run with one of several seeds lies."""
-    return seeds_folder(Path(results_dir), model) / f"seed_{seed}"
-
-
 def make_settings(args: argparse.Namespace, selected: list[type[Method]]) -> Settings:
     """The run's settings, the model's own where a flag was left out.
 
     Raises UserError if they do not fit together or no method is selected.
     """
-    entry = get_model(args.model)
-    if args.weights is not None and not entry.pretrained:
-        raise UserError(f"--weights {args.weights}: --model {args.model} is trained from scratch")
-    scheduler = args.scheduler or entry.scheduler
-    if args.lr_warmup is not None and scheduler != WITH_WARMUP:
-        raise UserError(
-            f"--lr_warmup {args.lr_warmup} is of the schedule {WITH_WARMUP}: add --scheduler "
-            f"{WITH_WARMUP}, or leave it"
-        )
-    epochs = entry.epochs if args.epochs is None else args.epochs
-    optimizer, lr, momentum = entry.training(args.optimizer, args.lr, args.momentum)
-    settings = Settings(
-        model=args.model,
-        dataset=args.dataset,
-        data="",  # known once the images are loaded
-        limit=args.limit,
-        weights=identify_weights(args.weights) if entry.pretrained else None,
-        seed=args.seed,
-        epochs=epochs,
-        optimizer=optimizer,
-        lr=lr,
-        momentum=momentum,
-        scheduler=scheduler,
-        lr_warmup=WARMUP_EPOCHS if args.lr_warmup is None else args.lr_warmup,
-        batch_size=args.batch_size,
-        modes=entry.modes if args.modes is None else args.modes,
-        samples=entry.samples if args.samples is None else args.samples,
-        start=args.start,
-        warmup_cmd=args.warmup_cmd,
-        embed_window=args.embed_window,
-        embed_perc=args.embed_perc,
-        perc_rel=args.perc_rel,
-        warmup_pbfgs=args.warmup_pbfgs,
-        pbfgs_num=args.pbfgs_num,
-        pbfgs_batch_size=args.pbfgs_batch_size,
-        accumulate=args.accumulate,
-        pbfgs_updates=args.pbfgs_updates,
-        ema_decay=args.ema_decay,
-        swa_start=epochs * 3 // 4 if args.swa_start is None else args.swa_start,
-        lawa_epochs=lawa_epochs(args),
-        memory=args.memory,
-        embed_memory=args.embed_memory,
-        embed_in_place=args.embed_in_place,
-        test_batch_size=entry.test_batch_size and (args.test_batch_size or entry.test_batch_size),
-    )
+    settings = Settings.of(vars(args))
     if not selected:
         names = ", ".join(method.flags[0] for method in METHODS)
         raise UserError(f"no method is left to compare: turn one on ({names})")
@@ -207,32 +121,14 @@ def make_settings(args: argparse.Namespace, selected: list[type[Method]]) -> Set
     return settings
 
 
-def lawa_epochs(args: argparse.Namespace) -> int:
-    """How many epochs LAWA averages: by --lawa K or --lawa_epochs K.
-
-    Raises UserError if they differ.
-    """
-    by_method = args.lawa if args.lawa > 1 else None  # True is 1
-    given = [value for value in (by_method, args.lawa_epochs) if value is not None]
-    if len(set(given)) > 1:
-        raise UserError(
-            f"--lawa {by_method} and --lawa_epochs {args.lawa_epochs}: give one of them"
-        )
-    return given[0] if given else Settings.lawa_epochs
-
-
 def build_parser() -> argparse.ArgumentParser:
-    """The command line; a default that depends on the model is None here."""
-    parser = Parser(
-        prog="train_cmd.py",
-        description=__doc__,
-        epilog=flags.model_table(),
-    )
-    flags.add_method_flags(parser, METHODS)
-    flags.add_training_flags(parser)
-    flags.add_data_flags(parser)
-    flags.add_cmd_flags(parser)
-    flags.add_comparison_flags(parser)
+    """The command line."""
+    parser = Parser(prog="train_cmd.py", description=__doc__, epilog=flags.model_table())
+    flags.add_method_flags(parser)
+    flags.add_settings(parser)
+    flags.add_seed_flags(flags.group(parser, "model and training"))
+    flags.add_compute_flags(flags.group(parser, "model and training"))
+    flags.add_data_dir_flag(flags.group(parser, "data"))
     flags.add_result_flags(parser)
     return parser
 
@@ -242,20 +138,17 @@ def batch_progress(batches, epoch: int):
     return tqdm(batches, f"epoch {epoch}", unit="batch", leave=False, disable=None)
 
 
-def print_epoch(run: Run, epoch: int, rows: list[Row], just_trained: bool = False) -> None:
-    """One line on an epoch, if it was trained or anything was tested in it."""
-    if not rows and not just_trained:
-        return
-    last = run.settings.epochs - 1
-    words = [f"epoch {epoch:>{len(str(last))}} of 0 … {last}"]
-    if just_trained:
-        loss, accuracy, seconds = run.train_history[epoch]
+def line(progress: Progress, epochs: int) -> str:
+    """What is printed of an epoch: its training, and the accuracy of each method tested."""
+    words = [f"epoch {progress.epoch:>{len(str(epochs - 1))}} of 0 … {epochs - 1}"]
+    if progress.trained is not None:
+        loss, accuracy, seconds = progress.trained
         words.append(f"train: loss {loss:.4f}, {100 * accuracy:.2f} %, {seconds:.1f} s")
     labels = {method.name: method.label for method in METHODS}
-    if rows:
-        tested = (f"{labels[row.method]} {100 * row.test_acc:.2f} %" for row in rows)
+    if progress.rows:
+        tested = (f"{labels[row.method]} {100 * row.test_acc:.2f} %" for row in progress.rows)
         words.append("test: " + ", ".join(tested))
-    print(" | ".join(words), flush=True)
+    return " | ".join(words)
 
 
 if __name__ == "__main__":

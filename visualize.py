@@ -26,11 +26,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from train_cmd import seed_folder
 from utils import flags
 from utils.base_utils import MODELS
 from utils.methods.registry import METHODS, Method
-from utils.results.finished import FinishedRun
 from utils.results.pictures.accuracy import plot_test_accuracy, shares_of
 from utils.results.pictures.correlation import draw_correlation
 from utils.results.pictures.dynamics import draw_dynamics
@@ -38,12 +36,13 @@ from utils.results.pictures.embedding import draw_embedding
 from utils.results.pictures.landscape import check_axes, draw_landscape
 from utils.results.pictures.modes import draw_modes
 from utils.results.pictures.stability import draw_stability
-from utils.results.record import Record, require_alike
+from utils.results.stored_run import StoredRun, require_alike
 from utils.system.arguments import Parser, at_least, one_line, positive
 from utils.system.command import run_command
 from utils.system.devices import choose_device
 from utils.system.errors import UserError
 from utils.system.interrupts import leave
+from utils.training.folder import seed_folder
 
 FORMATS = ("png", "pdf")
 ROUGH = {"points": 15, "images": 300}  # of the landscape, where all pictures are asked for
@@ -118,7 +117,7 @@ def accuracy(args: argparse.Namespace) -> list[Path]:
     folders = run_folders(args)
     for folder in folders:
         require_run(args, folder)
-    records = [Record(folder) for folder in folders]
+    records = [StoredRun(folder) for folder in folders]
     require_alike(records)
     finished, behind = [], {}
     for method in METHODS:
@@ -196,14 +195,14 @@ def run_folders(args: argparse.Namespace) -> list[Path]:
     return [seed_folder(args.results_dir, args.model, seed) for seed in args.seeds]
 
 
-def open_run(args: argparse.Namespace) -> FinishedRun:
+def open_run(args: argparse.Namespace) -> StoredRun:
     """The run, the first seed's where there are several.
 
     Raises UserError, naming the command that makes one, if there is none.
     """
     folder = run_folders(args)[0]
     require_run(args, folder)
-    return FinishedRun(folder)
+    return StoredRun(folder)
 
 
 def require_run(args: argparse.Namespace, folder: Path) -> None:

@@ -19,30 +19,31 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
 from benchmarks.measure import environment
-from train_cmd import seed_folder
-from utils.base_utils import MODELS, evaluate, get_model
+from utils.base_utils import MODELS, get_model
 from utils.cmd.online import OnlineCMD
 from utils.cmd.vector import write_vector
 from utils.data.datasets import Dataset
 from utils.flags import add_seeds_flag
 from utils.methods.averages import has_statistics
 from utils.methods.registry import METHODS
-from utils.results.finished import FinishedRun
+from utils.results.stored_run import StoredRun
 from utils.results.summary import LAST
 from utils.system.arguments import Parser, at_least, memory
 from utils.system.errors import UserError
 from utils.system.tables import format_table
+from utils.training.compute import CPU
+from utils.training.epochs import evaluate
+from utils.training.folder import seed_folder
 
 WITH_SAMPLES = ("cmd_online", "cmd_adaptive")  # methods that are followed anew
 
 
 def by_sample(
-    run: FinishedRun, dataset: Dataset, seed: int, memories: Sequence[float | None]
+    run: StoredRun, dataset: Dataset, seed: int, memories: Sequence[float | None]
 ) -> list[float]:
     """The accuracy, a fraction, of online CMD with each memory, its sample drawn by a seed."""
     settings = run.settings
@@ -62,7 +63,7 @@ def by_sample(
     return [fmean(found[number]) for number in range(len(memories))]
 
 
-def of_latest(run: FinishedRun, dataset: Dataset, count: int) -> float:
+def of_latest(run: StoredRun, dataset: Dataset, count: int) -> float:
     """The accuracy, a fraction, of the mean of the latest epochs' weights.
 
     Raises UserError if the model has statistics that would have to be counted anew.
@@ -79,11 +80,11 @@ def of_latest(run: FinishedRun, dataset: Dataset, count: int) -> float:
     return fmean(found)
 
 
-def accuracy(run: FinishedRun, dataset: Dataset, module: nn.Module) -> float:
+def accuracy(run: StoredRun, dataset: Dataset, module: nn.Module) -> float:
     """Test accuracy, a fraction, as the run tests it."""
     transform = get_model(run.settings.model).transform
-    batch = run.tested_at_once(torch.device("cpu"))
-    return evaluate(module, dataset.test, transform, batch, run.arithmetic)[1]
+    batch = run.tested_at_once(CPU)
+    return evaluate(module, dataset.test, transform, batch, run.compute(CPU))[1]
 
 
 def of_run(
@@ -91,12 +92,12 @@ def of_run(
     latest: Sequence[int],
 ) -> dict[str, list[float]]:  # fmt: skip
     """Each method's accuracy on a run, in percent: one for each draw, or one alone."""
-    run = FinishedRun(folder)
+    run = StoredRun(folder)
     dataset = run.dataset(data_dir)
     found = {
-        method.label: [100 * run.record.mean_last(method.name)]
+        method.label: [100 * run.mean_last(method.name)]
         for method in METHODS
-        if method.name not in WITH_SAMPLES and run.record.finished(method.name)
+        if method.name not in WITH_SAMPLES and run.finished(method.name)
     }
     progress = tqdm(range(draws), str(folder), unit="draw", leave=False, disable=None)
     each = list(zip(*(by_sample(run, dataset, seed, memories) for seed in progress), strict=True))

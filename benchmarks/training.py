@@ -16,10 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import train_cmd
 from benchmarks import public_code
 from benchmarks.measure import clock
-from utils.base_utils import evaluate, get_model
+from utils.base_utils import get_model
 from utils.data.datasets import Dataset
+from utils.methods.comparison import Comparison, watchers
 from utils.methods.registry import METHODS, Method
 from utils.system.devices import choose_device
+from utils.training.compute import Compute
 from utils.training.precision import BF16, Arithmetic, choose_precision
 from utils.training.run import Run
 
@@ -73,7 +75,10 @@ def our_epochs(case: Training, names: tuple[str, ...]) -> Epochs:
     with tempfile.TemporaryDirectory() as folder:
         runs = [_run(case, dataset, device, Path(folder) / name) for name in ("alone", "compared")]
         with runs[0] as alone, runs[1] as compared:
-            followers = [make(compared) for make in methods if not make.after_run]
+            comparison = Comparison(compared, methods)
+            followers = [
+                make(compared, comparison.metrics) for make in methods if not make.after_run
+            ]
             for follower in followers:
                 follower.prepare()
             training, with_methods = alone.epochs(), compared.epochs()
@@ -82,22 +87,16 @@ def our_epochs(case: Training, names: tuple[str, ...]) -> Epochs:
                 next(training)
                 trained = clock(device)
                 _, module = next(with_methods)
-                compared.follow(followers, epoch, module)
+                comparison.follow(followers, epoch, module)
                 followed = clock(device)
-                evaluate(
-                    module,
-                    compared.dataset.test,
-                    compared.entry.transform,
-                    compared.test_batch_size,
-                    compared.arithmetic,
-                )
+                compared.test(module)
                 tested = clock(device)
                 if epoch >= FIRST:
                     seconds["training"].append(trained - start)
                     seconds["compared"].append(followed - trained)
                     seconds["test"].append(tested - followed)
-            each = {method.name: _after_epoch(compared, method) for method in methods}
-            each |= _after_run(compared, [make for make in methods if make.after_run])
+            each = {method.name: _after_epoch(comparison, method) for method in methods}
+            each |= _after_run(comparison, [make for make in methods if make.after_run])
             share = _work(compared) / matrix_rate(device, compared.settings.precision)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     images = len(dataset.train), len(dataset.test)
@@ -170,23 +169,25 @@ def _run(case: Training, dataset: Dataset, device: torch.device, folder: Path) -
     flags += ["--weights", "none"] if case.model == "vit" else []
     settings = train_cmd.make_settings(train_cmd.build_parser().parse_args(flags), METHODS[:1])
     settings = replace(settings, precision=choose_precision(case.precision, device))
+    compute = Compute(device, Arithmetic(settings.precision, case.compiled))
     with contextlib.redirect_stderr(io.StringIO()):
-        return Run(folder, settings, dataset, device, compiled=case.compiled)
+        return Run(folder, settings, dataset, compute, watchers(settings))
 
 
-def _after_epoch(run: Run, method: type[Method]) -> float:
-    rows = [row for row in run.metrics.of(method.name) if row.epoch >= FIRST]
-    trained = [run.train_history[row.epoch][2] if method.trains else 0 for row in rows]
+def _after_epoch(comparison: Comparison, method: type[Method]) -> float:
+    rows = [row for row in comparison.metrics.of(method.name) if row.epoch >= FIRST]
+    trained = [comparison.run.train_history[row.epoch][2] if method.trains else 0 for row in rows]
     return float(np.median([row.seconds for row in rows]) - np.median(trained)) if rows else 0.0
 
 
-def _after_run(run: Run, methods: list[type[Method]]) -> dict[str, float]:
+def _after_run(comparison: Comparison, methods: list[type[Method]]) -> dict[str, float]:
     """Seconds an epoch of the methods that are shown the finished run."""
-    for method in (make(run) for make in methods):
+    run = comparison.run
+    for method in (make(run, comparison.metrics) for make in methods):
         method.prepare()
         for epoch in range(run.settings.epochs):
-            run.follow([method], epoch, run.at(epoch))
-    return {method.name: _after_epoch(run, method) for method in methods}
+            comparison.follow([method], epoch, run.at(epoch))
+    return {method.name: _after_epoch(comparison, method) for method in methods}
 
 
 def _work(run: Run) -> float:

@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", choices=MODELS, default="res18", help="(default: %(default)s)")
     flags.add_data_flags(parser)
     flags.add_device_flag(parser)
-    flags.add_epochs_flag(parser)
+    flags.add_setting(parser, "epochs")
     parser.add_argument("-F", "--warmup", type=at_least(1), default=20,
                         help="last epoch of the warm-up (default: %(default)s)")  # fmt: skip
     parser.add_argument("--official", metavar="PATH", help="a clone of the paper's public code")
@@ -136,8 +136,7 @@ def main(argv: list[str] | None = None) -> int:
         n_epochs = args.epochs or entry.epochs
         if args.warmup > n_epochs - 2:
             raise UserError(f"-F {args.warmup}: choose 1 … {n_epochs - 2} (--epochs − 2)")
-        options = {"weights": "none"} if entry.pretrained else {}
-        n_weights = sum(layer_sizes(entry.build(num_classes=10, **options)))
+        n_weights = sum(layer_sizes(entry.build(10)))
         case = Training(
             args.model, args.dataset, args.data_dir, args.limit, args.device,
             choose_precision(None, device), False, args.measured,

@@ -7,26 +7,23 @@ and weights. The head has as many outputs as the data has classes. 85,806,346 pa
 import torchvision
 from torch import nn
 
-from utils.storage.sealed import load_any_tensors
-
 WEIGHTS = torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1
 
 
-def vit_b_16(num_classes: int = 10, weights: str = "imagenet") -> nn.Module:
+def vit_b_16(num_classes: int = 10, state: dict | str | None = None) -> nn.Module:
     """ViT-B/16 on images [B, 3, 224, 224] -> logits [B, num_classes].
 
-    `weights`: "imagenet" (torchvision's download), "none" (from scratch), or the path of a state
-    file of torchvision's vit_b_16, saved with torch.save; a head of another size is replaced.
+    Args:
+        state: of torchvision's vit_b_16, its head of any size, which is replaced where it is of
+            another; "imagenet" for torchvision's download, None to start from scratch.
 
-    Raises OSError if the weights cannot be read or downloaded, ValueError if they do not fit.
+    Raises OSError if the weights cannot be downloaded, ValueError if they do not fit.
     """
     model = torchvision.models.vit_b_16(num_classes=num_classes)
-    if weights == "none":
+    if state is None:
         return model
-    if weights == "imagenet":
+    if state == "imagenet":
         state = WEIGHTS.get_state_dict(progress=True, check_hash=True)
-    else:
-        state = load_any_tensors(weights)
     own = model.state_dict()
     for name in ("heads.head.weight", "heads.head.bias"):
         if name in state and state[name].shape != own[name].shape:

@@ -19,8 +19,9 @@ import visualize
 from utils.base_utils import MODELS, ModelEntry
 from utils.methods.pbfgs import PBFGS
 from utils.methods.registry import METHODS
-from utils.results.record import KEPT
+from utils.results.stored_run import KEPT
 from utils.system.errors import UserError
+from utils.training.folder import seed_folder
 
 TINY = "tiny"
 FIGURE = re.compile(r"(.+): (\d+\.\d\d(?: ± \d+\.\d\d)?) %")
@@ -99,7 +100,7 @@ def train(argv, results) -> Path:
     model = argv[argv.index("--model") + 1]
     if "--seeds" not in argv:
         return results / model
-    return train_cmd.seed_folder(results, model, argv[argv.index("--seeds") + 1])
+    return seed_folder(results, model, argv[argv.index("--seeds") + 1])
 
 
 def keep_small_files(results) -> None:

@@ -7,12 +7,16 @@ import torch
 
 import train_cmd
 from tests.conftest import SMALL
-from utils.base_utils import CIFAR, evaluate, get_model, train_epoch
+from utils.base_utils import CIFAR, get_model
 from utils.data.datasets import load_dataset
+from utils.methods.registry import Settings
 from utils.storage.metrics import Metrics
 from utils.system.errors import UserError
+from utils.training.compute import Compute
+from utils.training.epochs import TrainingBatches, evaluate, train_epoch
+from utils.training.optimizers import make_optimizer
 from utils.training.precision import Arithmetic, choose_precision
-from utils.training.settings import Settings, differences
+from utils.training.settings import differences
 
 CPU = torch.device("cpu")
 
@@ -26,12 +30,11 @@ def trained(digits, arithmetic):
     torch.manual_seed(0)
     entry = get_model("lenet")
     model = entry.build(num_classes=10)
-    optimizer = entry.make_optimizer(model, entry.lr)
-    generator = torch.Generator().manual_seed(0)
-    loss, _ = train_epoch(
-        model, digits.train, CIFAR, optimizer, None, 64, generator, arithmetic=arithmetic
-    )
-    return model, loss, evaluate(model, digits.test, CIFAR, 100, arithmetic)[0]
+    optimizer = make_optimizer(entry.optimizer, model, entry.lr, entry.momentum)
+    batches = TrainingBatches(digits, CIFAR, 64, torch.Generator().manual_seed(0))
+    compute = Compute(arithmetic=arithmetic)
+    loss, _ = train_epoch(model, batches, optimizer, compute=compute)
+    return model, loss, evaluate(model, digits.test, CIFAR, 100, compute)[0]
 
 
 def test_bf16_is_of_the_passes_alone(digits):

@@ -2,9 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from utils.base_utils import CIFAR, evaluate, get_model, train_epoch
+from utils.base_utils import CIFAR
 from utils.cmd.vector import read_vector
 from utils.data.datasets import load_dataset
+from utils.training.epochs import TrainingBatches, evaluate, train_epoch
+from utils.training.optimizers import make_optimizer
 from utils.training.seeding import epoch_generator, stream_seed
 
 CPU = torch.device("cpu")
@@ -20,11 +22,11 @@ def net():
     return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * 32 * 32, 10))
 
 
-def train(model, split, batch_size=64, epoch=0, scheduler=None, lr=0.0003):
-    optimizer = get_model("res18").make_optimizer(model, lr)
+def train(model, dataset, batch_size=64, epoch=0, scheduler=None, lr=0.0003):
+    optimizer = make_optimizer("sgd", model, lr, 0.9)
     scheduler = scheduler(optimizer) if scheduler else None
-    generator = epoch_generator(0, epoch, CPU)
-    return train_epoch(model, split, CIFAR, optimizer, scheduler, batch_size, generator)
+    batches = TrainingBatches(dataset, CIFAR, batch_size, epoch_generator(0, epoch, CPU))
+    return train_epoch(model, batches, optimizer, scheduler)
 
 
 def test_an_epoch_visits_every_image_once(digits):
@@ -35,13 +37,13 @@ def test_an_epoch_visits_every_image_once(digits):
             seen.append(len(images))
             return super().forward(images.flatten(1))
 
-    train(Recorder(3 * 32 * 32, 10), digits.train)
+    train(Recorder(3 * 32 * 32, 10), digits)
     assert seen == [64, 64, 64, 8]
 
 
 def test_training_learns_and_testing_equals_a_plain_loop(digits):
     model = net()
-    losses = [train(model, digits.train, epoch=epoch)[0] for epoch in range(4)]
+    losses = [train(model, digits, epoch=epoch)[0] for epoch in range(4)]
     assert losses[-1] < losses[0]
     loss, accuracy = evaluate(model, digits.test, CIFAR, 64)
     model.eval()
@@ -53,12 +55,12 @@ def test_training_learns_and_testing_equals_a_plain_loop(digits):
 
 def test_an_epoch_depends_on_seed_number_and_weights_alone(digits):
     first, second = net(), net()
-    train(first, digits.train)
+    train(first, digits)
     torch.rand(17)  # what else drew in between does not matter
-    train(second, digits.train)
+    train(second, digits)
     assert torch.equal(read_vector(first), read_vector(second))
     third = net()
-    train(third, digits.train, epoch=1)
+    train(third, digits, epoch=1)
     assert not torch.equal(read_vector(first), read_vector(third))
 
 
@@ -70,7 +72,7 @@ def test_schedule_is_stepped_once_a_batch(digits):
             steps.append(1)
             super().step(*arguments)
 
-    train(net(), digits.train, scheduler=lambda optimizer: Counter(optimizer, lambda _: 1.0))
+    train(net(), digits, scheduler=lambda optimizer: Counter(optimizer, lambda _: 1.0))
     assert len(steps) == 1 + 4  # LambdaLR takes one itself at the start
 
 

@@ -9,7 +9,7 @@ from benchmarks import samples
 from benchmarks.synthetic import module_of, write_trajectory
 from tests.conftest import ROOT
 from utils.cmd.vector import layer_sizes
-from utils.results.record import Record
+from utils.results.stored_run import StoredRun
 
 
 def benchmark(name, *arguments):
@@ -55,7 +55,7 @@ def test_samples(real_run, capsys):
         found = re.match(r"(.*?)  +(\d+\.\d\d)( ± \d+\.\d\d)?( \([+-]\d+\.\d\d\))?$", line)
         if found:
             rows[found[1]] = found
-    record = Record(real_run)
+    record = StoredRun(real_run)
     assert float(rows["SGD"][2]) == pytest.approx(100 * record.mean_last("sgd"), abs=0.005)
     assert rows["Online CMD"][3] and rows["Adaptive CMD, H = 3"][3]
     # a memory as good as endless is none

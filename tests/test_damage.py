@@ -12,7 +12,7 @@ import torch
 import train_cmd
 from tests.torture import outcome, same
 from utils.cmd.fitting import CMDModel
-from utils.results.finished import FinishedRun
+from utils.results.stored_run import StoredRun
 from utils.storage.metrics import Metrics, Row
 from utils.storage.sealed import (
     Sums,
@@ -177,7 +177,7 @@ def test_a_flipped_byte_never_gives_a_wrong_number(finished, tmp_path, monkeypat
             assert code == 2 and error.count("\n") == 1 and path.name in error, error
             assert path.name not in READ_BY_NOBODY
         try:  # and what pictures are drawn from
-            run = FinishedRun(folder)
+            run = StoredRun(folder)
             assert np.array_equal(run.trajectory.array, expected_array)
             assert torch.equal(run.posthoc.a, expected[1]["cmd_posthoc.pt"]["a"])
         except UserError:

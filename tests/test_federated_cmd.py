@@ -161,8 +161,9 @@ def test_a_fraction_takes_part(tmp_path):
 
 def test_fedavg_by_hand(tmp_path):
     """Two rounds of FedAvg are means of what the clients' own training gives."""
-    from utils.base_utils import train_epoch
     from utils.cmd.vector import write_vector
+    from utils.training.epochs import TrainingBatches, train_epoch
+    from utils.training.optimizers import make_optimizer
     from utils.training.seeding import INITIAL_WEIGHTS, epoch_generator, stream_seed
 
     settings = settings_of(3)
@@ -179,12 +180,11 @@ def test_fedavg_by_hand(tmp_path):
         for part, images in enumerate(parts):
             model = settings.build(10).to(memory_format=torch.channels_last)
             write_vector(theta.float(), model)
-            optimizer = settings.entry.make_optimizer(model, settings.lr)
-            split = dataset.train.take(torch.from_numpy(images))
-            train_epoch(
-                model, split, settings.entry.transform, optimizer, None, 128,
-                epoch_generator(0, version * 3 + part, torch.device("cpu")), dataset.mirror,
-            )  # fmt: skip
+            optimizer = make_optimizer(settings.optimizer, model, settings.lr, None)
+            own = replace(dataset, train=dataset.train.take(torch.from_numpy(images)))
+            generator = epoch_generator(0, version * 3 + part, torch.device("cpu"))
+            batches = TrainingBatches(own, settings.entry.transform, 128, generator)
+            train_epoch(model, batches, optimizer)
             total += len(images) * read_vector(model).double()
         theta = (total / sum(map(len, parts))).float().double()
     assert torch.equal(ours, theta.float())

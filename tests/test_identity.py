@@ -13,11 +13,12 @@ import train_cmd
 from utils.base_utils import MODELS
 from utils.data.datasets import load_dataset
 from utils.data.image_folder import DECODER
-from utils.methods.identity import refused
-from utils.methods.registry import METHODS
-from utils.results.record import Record
-from utils.storage.metrics import Metrics
-from utils.training.settings import Settings
+from utils.methods.identity import undecided_in
+from utils.methods.registry import METHODS, Settings
+from utils.results.stored_run import StoredRun
+from utils.storage.metrics import COLUMNS, Metrics
+from utils.training.optimizers import WARMUP_EPOCHS
+from utils.training.settings import differences
 
 BASE = ["--dataset", "digits", "--model", "lenet", "--limit", "40", "--epochs", "6"]
 SIZES = ["--warmup_cmd", "2", "--embed_window", "1", "--warmup_pbfgs", "2", "--pbfgs_num", "2"]
@@ -88,7 +89,7 @@ def test_which_numbers_depend_on_a_setting(finished, tmp_path, monkeypatch, name
     """The table above, and the methods' own settings, are what runs show."""
     value, methods = DEPEND[name]
     for method in METHODS:
-        assert (name in method.own_settings) == (method.name in methods), method.name
+        assert (name in method.own_settings()) == (method.name in methods), method.name
     monkeypatch.setattr(train_cmd, "plot_test_accuracy", lambda *_: None)
     argv = [*BASE, *SIZES, *ON, f"--{name}", str(value), "--results_dir", str(tmp_path)]
     assert train_cmd.main(argv) == 0
@@ -99,15 +100,11 @@ def test_which_numbers_depend_on_a_setting(finished, tmp_path, monkeypatch, name
 def only(folder, metrics, tested, under_way):
     """A run's folder in which the rows of some methods and the states of others are stored."""
     folder.mkdir()
-    path = folder / "metrics.csv"
-    stored = Metrics(path)
-    for method in tested:
-        for row in metrics.of(method.name):
-            stored.remember(row)
+    rows = [row.text() for method in tested for row in metrics.of(method.name)]
+    (folder / "metrics.csv").write_text(",".join(COLUMNS) + "\n" + "".join(rows))
     for method in under_way:
         for name in method.states():
             (folder / name).touch()
-    return stored
 
 
 @pytest.mark.parametrize("scheduler", ["none", "warmup_cosine"])
@@ -116,7 +113,7 @@ def test_a_change_is_refused_exactly_if_something_stored_depends_on_it(
 ):
     """Every setting × every method: with rows or a state under way, alone, with all siblings or
     missing among them."""
-    record = Record(finished)
+    record = StoredRun(finished)
     settings = replace(record.settings, scheduler=scheduler)
     cases = []
     for number, method in enumerate(METHODS):
@@ -131,13 +128,14 @@ def test_a_change_is_refused_exactly_if_something_stored_depends_on_it(
     cases.append(("nothing", [], []))
     for case, tested, under_way in cases:
         folder = tmp_path / case
-        metrics = only(folder, record.metrics, tested, under_way)
+        only(folder, record.metrics, tested, under_way)
         averages = {method.name for method in under_way if method.watches_steps}
         # a state is a file or an average in the checkpoint; others have none
         states = {m.name for m in under_way if m.states() or m.watches_steps}
         stored = {method.name for method in tested} | states
+        free = undecided_in(settings, folder, averages)
         for name in (field.name for field in fields(Settings)):
-            phrases = refused(folder, changed(settings, name), asdict(settings), metrics, averages)
+            phrases = differences(changed(settings, name), asdict(settings), free)
             depends = True
             if name in DEPEND:
                 depends = bool(stored & DEPEND[name][1])
@@ -148,7 +146,7 @@ def test_a_change_is_refused_exactly_if_something_stored_depends_on_it(
             words = "--data_dir" if name == "data" else f"--{name}"
             assert (words in " ".join(phrases)) == depends, (case, name, phrases)
             assert len(phrases) == depends
-        assert not refused(folder, settings, asdict(settings), metrics, averages)
+        assert not differences(settings, asdict(settings), free)
 
 
 def test_a_method_without_rows_decides_nothing_for_its_sibling(tmp_path, capsys):
@@ -247,7 +245,7 @@ def test_another_image_of_the_same_size_and_time(tmp_path, monkeypatch):
 def test_settings_of_runs_made_before_are_read():
     old = {field.name: 1 for field in fields(Settings)}
     del old["lr_warmup"]
-    assert Settings(**old).lr_warmup == 5 == train_cmd.WARMUP_EPOCHS
+    assert Settings(**old).lr_warmup == 5 == WARMUP_EPOCHS
 
 
 @pytest.mark.parametrize("model", MODELS)

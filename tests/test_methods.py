@@ -174,9 +174,10 @@ def test_percentage_of_what_is_left(again):
 
 def test_swa_is_the_mean_of_the_last_snapshots(finished, again):
     """Its last test equals that of the mean, LeNet having no statistics to count anew."""
-    from utils.base_utils import evaluate, get_model
+    from utils.base_utils import get_model
     from utils.cmd.vector import write_vector
     from utils.data.datasets import load_dataset
+    from utils.training.epochs import evaluate
 
     trajectory = np.load(finished / "trajectory.npy", mmap_mode="r")
     dataset = load_dataset("digits", "", 32, False).limited(256)
@@ -189,9 +190,10 @@ def test_swa_is_the_mean_of_the_last_snapshots(finished, again):
 
 def test_lawa_is_the_mean_of_the_latest_snapshots(finished):
     """Of four, as its last test, and of as many as there are, as its second."""
-    from utils.base_utils import evaluate, get_model
+    from utils.base_utils import get_model
     from utils.cmd.vector import write_vector
     from utils.data.datasets import load_dataset
+    from utils.training.epochs import evaluate
 
     trajectory = np.load(finished / "trajectory.npy", mmap_mode="r")
     dataset = load_dataset("digits", "", 32, False).limited(256)

@@ -3,14 +3,13 @@ from dataclasses import replace
 
 import pytest
 
-from utils.methods.registry import METHODS
+from utils.methods.registry import METHODS, Settings
 from utils.results.pictures.accuracy import plot_test_accuracy
-from utils.results.record import Record
+from utils.results.stored_run import StoredRun
 from utils.results.summary import summarise, table
 from utils.storage.files import atomic_write
 from utils.storage.metrics import COLUMNS, Metrics, Row
 from utils.system.errors import UserError
-from utils.training.settings import Settings
 
 HEADER = "method,epoch,train_loss,train_acc,test_loss,test_acc,seconds\n"
 ROWS = [
@@ -95,7 +94,7 @@ def test_online_reports_sgds_own_accuracy_before_the_warmup_ends(real_run):
 
 def test_plot_is_written_for_any_number_of_epochs(real_run, tmp_path):
     methods = METHODS[:3]
-    settings = Record(real_run).settings
+    settings = StoredRun(real_run).settings
     plot_test_accuracy(methods, settings, [real_run], tmp_path / "all.png")
     plot_test_accuracy(
         methods, settings, [real_run, real_run], tmp_path / "two.png", ("png", "pdf")

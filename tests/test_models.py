@@ -6,10 +6,10 @@ import torchvision
 from torch import nn
 
 from models.preresnet import PreResNet
-from models.vit import vit_b_16
 from models.wide_resnet import WideResNet
 from utils.base_utils import MODELS, get_model
 from utils.system.errors import UserError
+from utils.training.optimizers import make_optimizer, make_scheduler
 
 PARAMETERS = {
     "res18": 11_173_962,
@@ -23,7 +23,7 @@ PARAMETERS = {
 
 def build(name, num_classes=10):
     entry = get_model(name)
-    return entry.build(num_classes, **({"weights": "none"} if entry.pretrained else {}))
+    return entry.build(num_classes)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -110,7 +110,7 @@ def small_vit(monkeypatch):
 def test_vit_reads_weights_and_replaces_the_head(small_vit, tmp_path):
     pretrained = small_vit(num_classes=1000)
     torch.save(pretrained.state_dict(), tmp_path / "vit.pth")
-    net = vit_b_16(10, str(tmp_path / "vit.pth"))
+    net = get_model("vit").build(10, str(tmp_path / "vit.pth"))
     assert net.heads.head.out_features == 10
     for name, tensor in net.state_dict().items():
         if "heads" not in name:
@@ -121,10 +121,10 @@ def test_vit_reads_weights_and_replaces_the_head(small_vit, tmp_path):
 def test_vit_refuses_other_files(small_vit, tmp_path, content):
     path = tmp_path / "vit.pth"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    with pytest.raises(ValueError, match="vit"):
-        vit_b_16(10, str(path))
-    with pytest.raises(OSError, match=r"missing\.pth"):
-        vit_b_16(10, str(tmp_path / "missing.pth"))
+    with pytest.raises(UserError, match="vit"):
+        get_model("vit").build(10, str(path))
+    with pytest.raises(UserError, match=r"missing\.pth"):
+        get_model("vit").build(10, str(tmp_path / "missing.pth"))
 
 
 def test_table_is_the_papers():
@@ -139,7 +139,7 @@ def test_table_is_the_papers():
     for name, expected in table.items():
         entry = get_model(name)
         assert (entry.optimizer, entry.lr, entry.epochs, entry.modes, entry.samples) == expected
-        optimizer = entry.make_optimizer(nn.Linear(2, 2), entry.lr)
+        optimizer = make_optimizer(entry.optimizer, nn.Linear(2, 2), entry.lr, entry.momentum)
         assert type(optimizer).__name__.lower() == entry.optimizer
         group = optimizer.param_groups[0]
         assert group["weight_decay"] == 0 and group["lr"] == entry.lr
@@ -150,8 +150,8 @@ def test_table_is_the_papers():
 
 def test_vit_rate_rises_for_five_epochs_to_its_peak_and_falls_to_zero():
     entry, steps = get_model("vit"), 391
-    optimizer = entry.make_optimizer(nn.Linear(2, 2), entry.lr)
-    scheduler = entry.make_scheduler(optimizer, 90, steps)
+    optimizer = make_optimizer(entry.optimizer, nn.Linear(2, 2), entry.lr, entry.momentum)
+    scheduler = make_scheduler(entry.scheduler, optimizer, 90, steps)
     rates = []
     for _ in range(90 * steps):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -162,15 +162,15 @@ def test_vit_rate_rises_for_five_epochs_to_its_peak_and_falls_to_zero():
     assert rates[5 * steps // 2] == pytest.approx(0.015, rel=1e-2)
     assert rates[(5 + 90) * steps // 2] == pytest.approx(0.015, rel=1e-2)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
-    assert get_model("res18").make_scheduler(optimizer, 150, steps) is None
+    assert make_scheduler(get_model("res18").scheduler, optimizer, 150, steps) is None
 
 
 @pytest.mark.parametrize("warmup", [0, 2, 7])
 def test_a_warmup_of_another_length(warmup):
     """Linearly up to the rate over so many epochs, then along the cosine to 0."""
     steps, epochs = 4, 9
-    optimizer = get_model("vit").make_optimizer(nn.Linear(1, 1), 0.5, "sgd")
-    scheduler = get_model("vit").make_scheduler(optimizer, epochs, steps, warmup_epochs=warmup)
+    optimizer = make_optimizer("sgd", nn.Linear(1, 1), 0.5, 0.9)
+    scheduler = make_scheduler("warmup_cosine", optimizer, epochs, steps, warmup)
     rates = []
     for _ in range(epochs * steps):
         rates.append(optimizer.param_groups[0]["lr"])

@@ -20,16 +20,17 @@ import visualize
 from tests import picture_runs as small
 from tests.command_lines import fuzzed
 from tests.picture_runs import TINY
-from utils.base_utils import evaluate, get_model
+from utils.base_utils import get_model
 from utils.cmd.fitting import CMDModel
 from utils.cmd.vector import write_vector
 from utils.methods.registry import METHODS
-from utils.results.finished import FinishedRun
 from utils.results.pictures import correlation, dynamics, landscape, modes
+from utils.results.stored_run import StoredRun
 from utils.results.summary import over_seeds, table
 from utils.storage.store import Store, read_config
 from utils.system.command import run_command
 from utils.training import run as run_module
+from utils.training.epochs import evaluate
 
 LABELS = {method.label: method.name for method in METHODS} | {"the run": "sgd"}
 OF_TINY = ["--dataset", "digits", "--model", TINY, "--limit", "90", "--epochs", "6"]
@@ -112,7 +113,7 @@ def drawable(folder):
 
 
 def stands_still(folder):
-    run = FinishedRun(folder)
+    run = StoredRun(folder)
     rows = np.load(folder / "trajectory.npy")[run.settings.start :, run.sample]
     return (rows == rows[0]).all()
 
@@ -137,7 +138,7 @@ def check_figures(drawn, folder):
     if "correlation" in drawn:
         words = "\n".join(drawn["correlation"])
         counts = re.findall(r"(?:mode \d+|\d+ more): ([\d,]+)", words)
-        sampled = len(FinishedRun(folder).sample)
+        sampled = len(StoredRun(folder).sample)
         assert sum(int(count.replace(",", "")) for count in counts) == sampled
         assert f"{sampled:,} sampled" in words or "The one sampled weight" in words
     if "landscape" in drawn:
@@ -160,13 +161,13 @@ def check_landscape(drawn, folder):
 
 def anew(folder, split, count):
     """Post-hoc CMD's accuracy on some images at the last epoch, in percent."""
-    run, cmd = FinishedRun(folder), CMDModel.load(folder / "cmd_posthoc.pt")
+    run, cmd = StoredRun(folder), CMDModel.load(folder / "cmd_posthoc.pt")
     entry, dataset = get_model(run.settings.model), run.dataset().limited(count)
     model = entry.build(num_classes=len(dataset.classes)).to(memory_format=torch.channels_last)
     write_vector(cmd.reconstruct(cmd.reference_history[-1]), model)
     images = dataset.train if split == "training" else dataset.test
     batch = entry.test_batch_size or 500
-    accuracy = evaluate(model, images, entry.transform, batch, run.arithmetic)[1]
+    accuracy = evaluate(model, images, entry.transform, batch, run.compute(torch.device("cpu")))[1]
     return f"{100 * accuracy:.2f}"
 
 
@@ -297,9 +298,9 @@ def test_classes_and_other_figures_of_the_table_are_said(finished, drawn, tmp_pa
 
 
 def test_grids_of_another_precision_or_test_batch_are_others(finished, tmp_path):
-    run, cpu = FinishedRun(finished / TINY), torch.device("cpu")
+    run, cpu = StoredRun(finished / TINY), torch.device("cpu")
     for changes in ({}, {"precision": "bf16"}, {"test_batch_size": 7}, {}):
-        run.settings = replace(run.record.settings, **changes)
+        run.settings = replace(run.settings, **changes)
         landscape.draw_landscape(run, run.dataset(), cpu, tmp_path / "x", ["png"], points=2)
     grids = list(tmp_path.glob("*.npz"))
     assert len(grids) == 3

@@ -8,10 +8,10 @@ import pytest
 
 import reproduce
 import train_cmd
+from reproduce import of_shorter_runs
 from tests.conftest import exit_code
-from utils.results.markdown import of_shorter_runs
 from utils.results.paper import TABLE1, TABLE2, TABLES, methods_of
-from utils.results.record import Record
+from utils.results.stored_run import StoredRun
 from utils.storage.store import Store, read_config
 
 DIGITS = ["--dataset", "digits", "--limit", "128", "--epochs", "6", "--seeds", "0", "1"]
@@ -64,7 +64,7 @@ def test_again_from_what_it_left_behind(finished, monkeypatch, capsys):
 
 def test_the_printed_command_is_what_was_run(finished):
     results, _ = finished
-    record = Record(results / "default/lenet_seeds/seed_0")
+    record = StoredRun(results / "default/lenet_seeds/seed_0")
     argv = shlex.split(record.commands[0])[2:]
     args = train_cmd.build_parser().parse_args(argv)
     assert (args.model, args.seeds, args.epochs) == ("lenet", [0, 1], 6)
@@ -104,7 +104,9 @@ def test_interrupted_it_says_so_and_goes_on(finished, tmp_path, monkeypatch, cap
     assert "sgd at epoch 2 of 6" in captured.out and "Traceback" not in captured.err
     monkeypatch.setattr(run_module, "train_epoch", real)
     assert reproduce.main(argv) == 0
-    ours, theirs = (Record(folder / "default/lenet_seeds/seed_0") for folder in (tmp_path, results))
+    ours, theirs = (
+        StoredRun(folder / "default/lenet_seeds/seed_0") for folder in (tmp_path, results)
+    )
     for name in ("sgd", "cmd_online", "pbfgs", "pbfgs_equal"):
         assert ours.last(name) == theirs.last(name)
 

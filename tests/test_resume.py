@@ -13,7 +13,7 @@ import train_cmd
 from tests.command_lines import fuzzed
 from tests.torture import outcome, same
 from utils.methods.registry import METHODS
-from utils.results.record import Record
+from utils.results.stored_run import StoredRun
 from utils.storage import files, trajectory
 from utils.storage.metrics import Metrics, Row
 from utils.storage.store import Store
@@ -147,7 +147,7 @@ def test_what_is_trained_again_is_said(stopped, tmp_path, capsys):
         capsys.readouterr()
         assert go(tmp_path / name) == 0
         out = capsys.readouterr().out
-        settings = Record(tmp_path / name / "lenet").settings
+        settings = StoredRun(tmp_path / name / "lenet").settings
         left = itertools.dropwhile(lambda method, name=name: method.name != name, TRAINING)
         trained = sum(len(method.training_epochs(settings)) for method in left)
         assert f"ahead: {trained} epochs of training" in out

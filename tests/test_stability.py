@@ -8,9 +8,9 @@ from tests import trajectories
 from utils.cmd.clustering import sample_weights
 from utils.cmd.fitting import Snapshots, fit_cmd
 from utils.cmd.online import OnlineCMD
-from utils.results.finished import FinishedRun
 from utils.results.pictures import stability
 from utils.results.pictures.stability import draw_stability, errors_of, of_members
+from utils.results.stored_run import StoredRun
 from utils.system.errors import UserError
 
 
@@ -48,7 +48,7 @@ def test_members_correlation_over_a_window(make, window, monkeypatch):
 
 
 def test_errors_are_of_the_movement(real_run):
-    run = FinishedRun(real_run)
+    run = StoredRun(real_run)
     found = {name: errors for name, _, _, errors in errors_of(run)}
     assert next(iter(found)) == "Online CMD" and "Adaptive CMD, H = 10" in found
     settings, theta = run.settings, np.load(real_run / "trajectory.npy")
@@ -68,7 +68,7 @@ def test_errors_are_of_the_movement(real_run):
 
 def test_modes_found_again_are_those_of_a_warmup_as_long(real_run, monkeypatch):
     monkeypatch.setattr(stability, "RENEWED", 3)
-    run = FinishedRun(real_run)
+    run = StoredRun(real_run)
     *_, (name, _, _, errors) = errors_of(run)
     assert "every 3 epochs" in name
     theta = torch.from_numpy(np.load(real_run / "trajectory.npy")).double()
@@ -80,13 +80,13 @@ def test_modes_found_again_are_those_of_a_warmup_as_long(real_run, monkeypatch):
 
 
 def test_it_is_drawn(real_run, tmp_path):
-    files = draw_stability(FinishedRun(real_run), tmp_path / "stability", ("png", "pdf"))
+    files = draw_stability(StoredRun(real_run), tmp_path / "stability", ("png", "pdf"))
     assert [file.suffix for file in files] == [".png", ".pdf"]
     assert all(file.stat().st_size > 10_000 for file in files)
 
 
 def test_a_run_without_a_warmup_has_none(real_run, tmp_path):
-    run = FinishedRun(real_run)
+    run = StoredRun(real_run)
     object.__setattr__(run.settings, "warmup_cmd", 12)
     with pytest.raises(UserError, match="--warmup_cmd 12"):
         draw_stability(run, tmp_path / "stability", ("png",))

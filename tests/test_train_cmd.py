@@ -78,7 +78,7 @@ def test_cmds_parameters_are_the_fit_of_the_trajectory(real_run):
     from utils.cmd.clustering import sample_weights
     from utils.cmd.vector import layer_sizes
 
-    sizes = layer_sizes(MODELS["lenet"].build())
+    sizes = layer_sizes(MODELS["lenet"].build(10))
     sample = sample_weights(sizes, 1000, torch.Generator().manual_seed(0))
     fitted = fit_cmd(trajectory, sample, 10)
     assert torch.equal(fitted.a, posthoc.a) and torch.equal(fitted.mode, posthoc.mode)

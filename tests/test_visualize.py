@@ -12,16 +12,17 @@ import train_cmd
 import visualize
 from tests import trajectories
 from tests.conftest import SMALL, exit_code
-from utils.base_utils import evaluate, get_model
+from utils.base_utils import get_model
 from utils.cmd.fitting import CMDModel, Snapshots, fit_cmd
 from utils.cmd.vector import write_vector
 from utils.data.datasets import load_dataset
-from utils.results.finished import FinishedRun
 from utils.results.pictures import dynamics, landscape
 from utils.results.pictures.correlation import by_mode, spread
 from utils.results.pictures.modes import mapped_members, movement_of
+from utils.results.stored_run import StoredRun
 from utils.storage.store import Store, read_config
 from utils.system.errors import UserError
+from utils.training.epochs import evaluate
 
 TRAJECTORY = trajectories.drifting(30, 600)
 CMD = fit_cmd(TRAJECTORY, torch.arange(0, 600, 3), 5)
@@ -29,7 +30,7 @@ CMD = fit_cmd(TRAJECTORY, torch.arange(0, 600, 3), 5)
 
 @pytest.fixture(scope="module")
 def run(real_run):
-    return FinishedRun(real_run)
+    return StoredRun(real_run)
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +250,7 @@ def test_files_of_other_runs_are_refused(real_run, tmp_path, capsys):
     shutil.copytree(real_run, tmp_path / "lenet")
     fit_cmd(TRAJECTORY, torch.arange(100), 3).save(tmp_path / "lenet/cmd_posthoc.pt")
     with pytest.raises(UserError, match="another run"):
-        _ = FinishedRun(tmp_path / "lenet").posthoc
+        _ = StoredRun(tmp_path / "lenet").posthoc
     values = read_config(tmp_path / "lenet")
     values["settings"]["data"] = "0000"
     Store.of(tmp_path / "lenet").write_config(values)

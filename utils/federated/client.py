@@ -1,12 +1,13 @@
 """The Flower client app: takes in a package, trains on its images, answers with live weights."""
 
+from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
 import torch
 from torch import nn
 
-from utils.base_utils import get_model, train_epoch
+from utils.base_utils import get_model
 from utils.cmd.vector import layer_sizes, read_vector, trainable_ranges, write_vector
 from utils.data.datasets import Dataset
 from utils.federated.exchange import ClientSide, OutOfStepError, Package
@@ -16,6 +17,9 @@ from utils.federated.partition import partition
 from utils.federated.settings import FederatedSettings
 from utils.system.devices import choose_device
 from utils.system.errors import UserError
+from utils.training.compute import Compute
+from utils.training.epochs import TrainingBatches, train_epoch
+from utils.training.optimizers import make_optimizer
 from utils.training.precision import Arithmetic
 from utils.training.seeding import epoch_generator
 
@@ -54,24 +58,18 @@ def train(message: Message, context: Context) -> Message:
     images = parts_of(settings, dataset)[part]
     split = dataset.train.take(torch.from_numpy(images).to(device))
     write_vector(torch.from_numpy(client.theta), model)
-    optimizer = settings.entry.make_optimizer(
-        model, settings.lr, settings.optimizer, settings.momentum
-    )
+    optimizer = make_optimizer(settings.optimizer, model, settings.lr, settings.momentum)
+    compute = Compute(device, Arithmetic(settings.precision))
     after = [partial(restrain, client, trained_weights(model))] if client.restrains else []
     for epoch in range(settings.local_epochs):
         draw = (client.version * settings.clients + part) * settings.local_epochs + epoch
-        loss, accuracy = train_epoch(
-            model,
-            split,
+        batches = TrainingBatches(
+            replace(dataset, train=split),
             settings.entry.transform,
-            optimizer,
-            None,
             settings.batch_size,
             epoch_generator(settings.seed, draw, device),
-            dataset.mirror,
-            after_step=after,
-            arithmetic=Arithmetic(settings.precision),
         )
+        loss, accuracy = train_epoch(model, batches, optimizer, None, compute, after)
 
     remember(context.state, method, client.state_dict())
     content = content_of(client.up(read_vector(model).cpu().numpy()), part=part)

@@ -2,12 +2,13 @@
 
 import argparse
 
-from utils.base_utils import MODELS, OPTIMIZERS
+from utils.base_utils import MODELS
 from utils.federated.partition import PARTITIONS
 from utils.federated.runners import RUNNERS
 from utils.federated.settings import METHODS
-from utils.flags import add_device_flag, add_rate_flags
+from utils.flags import add_device_flag, add_setting
 from utils.system.arguments import at_least, positive, share
+from utils.training.optimizers import OPTIMIZERS
 from utils.training.precision import PRECISIONS
 
 
@@ -73,7 +74,7 @@ def add_client_flags(parser: argparse.ArgumentParser) -> None:
         choices=OPTIMIZERS,
         help="of clients, afresh every round (default: the model's, below)",
     )
-    add_rate_flags(group)
+    add_setting(group, "lr", "momentum")
     group.add_argument(
         "--batch_size", type=at_least(1), default=128, metavar="B", help="(default: %(default)s)"
     )

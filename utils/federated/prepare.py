@@ -14,7 +14,7 @@ from utils.storage.store import AFRESH, CONFIG, Store, read_config, usable
 from utils.system.devices import choose_device
 from utils.system.errors import UserError
 from utils.training.precision import choose_precision
-from utils.training.settings import differences
+from utils.training.settings import complete_training, differences
 
 
 def prepare(args: argparse.Namespace) -> tuple[FederatedSettings, Place]:
@@ -70,7 +70,7 @@ def make_settings(args: argparse.Namespace) -> FederatedSettings:
     Raises UserError if they do not fit together.
     """
     entry = get_model(args.model)
-    optimizer, lr, momentum = entry.training(args.optimizer, args.lr, args.momentum)
+    optimizer, lr, momentum = complete_training(args.model, args.optimizer, args.lr, args.momentum)
     if not 0 < args.fraction <= 1:
         raise UserError(f"--fraction {args.fraction:g}: choose a share above 0, up to 1")
     for name in ("embed_perc", "embed_max"):

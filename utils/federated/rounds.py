@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.base_utils import evaluate
 from utils.cmd.vector import read_vector, write_vector
 from utils.federated.client import images_of
 from utils.federated.flower import ArrayRecord, Grid
 from utils.federated.settings import LABELS, FederatedSettings
 from utils.federated.strategy import ExchangeStrategy
 from utils.storage.store import Store
+from utils.training.compute import Compute
+from utils.training.epochs import evaluate
 from utils.training.precision import Arithmetic
 from utils.training.seeding import INITIAL_WEIGHTS, stream_seed
 
@@ -112,7 +113,8 @@ def run_rounds(
         write_vector(torch.from_numpy(server.theta), model)
         loss, accuracy = evaluate(
             model, dataset.test, settings.entry.transform,
-            settings.entry.test_batch_size or TEST_BATCH_SIZE, Arithmetic(settings.precision),
+            settings.entry.test_batch_size or TEST_BATCH_SIZE,
+            Compute(place.device, Arithmetic(settings.precision)),
         )  # fmt: skip
         down, up, now = strategy.down, strategy.up, time.perf_counter()
         history.append(

@@ -65,8 +65,7 @@ class FederatedSettings:
 
     def build(self, n_classes: int) -> nn.Module:
         """A model without pretrained weights."""
-        options = {"weights": "none"} if self.entry.pretrained else {}
-        return self.entry.build(num_classes=n_classes, **options)
+        return self.entry.build(n_classes)
 
     def undecided(self, done: Collection[str]) -> set[str]:
         """The settings on which nothing depends that the methods in `done` have done."""

@@ -8,24 +8,34 @@ Latest Weight Averaging", 2022).
 """
 
 import copy
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from utils.cmd.vector import read_vector, write_vector
 from utils.methods.base import Method
+from utils.storage.metrics import Metrics
 from utils.storage.store import AFRESH, usable
-from utils.system.arguments import truth_or_count
+from utils.system.arguments import at_least, positive, truth_or_count
 from utils.system.errors import UserError
-from utils.training.seeding import epoch_generator
-from utils.training.settings import Settings
+from utils.system.options import option
+from utils.training.run import Run
+from utils.training.settings import TrainingSettings
 
-if TYPE_CHECKING:
-    from utils.training.run import Run
+
+@dataclass(frozen=True, kw_only=True)
+class EMASettings(TrainingSettings):
+    """The settings of EMA."""
+
+    group: ClassVar[str] = "averages"
+
+    ema_decay: float = option(
+        0.999, "share of EMA's average that stays, a step; below 1", positive, metavar="D"
+    )
 
 
 class EMA(Method):
@@ -35,17 +45,17 @@ class EMA(Method):
     help = "average the weights exponentially over steps"
     color = "#E69F00"
     watches_steps = True
-    own_settings = ("ema_decay",)
+    Settings = EMASettings
 
-    def __init__(self, run: "Run") -> None:
-        super().__init__(run)
+    def __init__(self, run: Run, metrics: Metrics) -> None:
+        super().__init__(run, metrics)
         average = get_ema_multi_avg_fn(self.settings.ema_decay)
         self.average = AveragedModel(run.model, multi_avg_fn=average, use_buffers=True)
         # it is looked at every step, for which the host would wait for a GPU
         self.average.n_averaged = self.average.n_averaged.cpu()
 
     @classmethod
-    def check(cls, settings: Settings) -> None:
+    def check(cls, settings: EMASettings) -> None:
         if settings.ema_decay >= 1:
             raise UserError(f"--ema_decay {settings.ema_decay:g}: choose a decay below 1")
 
@@ -58,10 +68,10 @@ class EMA(Method):
                     f"--ema True: the run in {run.folder} was trained without it, and its steps "
                     "are gone: choose another --results_dir, or --overwrite to start afresh"
                 )
-            tested = (run.metrics.has(self.name, epoch) for epoch in range(run.epochs_done - 1))
+            tested = (self.metrics.has(self.name, epoch) for epoch in range(run.epochs_done - 1))
             if not all(tested):
                 raise UserError(
-                    f"--ema True: {run.metrics.path} lacks rows of it, whose averages are gone: "
+                    f"--ema True: {self.metrics.path} lacks rows of it, whose averages are gone: "
                     "--ema '' leaves it out, --overwrite starts afresh"
                 )
             with usable(run.folder, AFRESH):
@@ -86,19 +96,30 @@ class _OfEpochs(Method):
     def _count_statistics(self, epoch: int, average: nn.Module) -> None:
         """Have an average's BatchNorm see the training images, if it is to be tested."""
         run = self.run
-        if has_statistics(average) and not run.metrics.has(self.name, epoch):
-            with run.arithmetic.products(), run.arithmetic.autocast(run.device):
-                update_bn(self._batches(epoch), average)
+        if has_statistics(average) and not self.metrics.has(self.name, epoch):
+            arithmetic = run.compute.arithmetic
+            with arithmetic.products(), arithmetic.autocast(run.device):
+                update_bn((batch.images for batch in run.batches(epoch)), average)
             run.ranks.mean_buffers(average)
 
-    def _batches(self, epoch: int) -> Iterator[Tensor]:
-        """The training images as an epoch of training sees them, this rank's of each batch."""
-        run = self.run
-        generator = epoch_generator(self.settings.seed, epoch, run.device, run.ranks.rank)
-        order = torch.randperm(len(run.dataset.train), generator=generator, device=run.device)
-        for batch in order.split(self.settings.batch_size):
-            images, (share, _) = run.dataset.train.images[batch], run.ranks.batch_share(len(batch))
-            yield run.entry.transform.train(images, generator, run.dataset.mirror, share)
+
+@dataclass(frozen=True, kw_only=True)
+class SWASettings(TrainingSettings):
+    """The settings of SWA."""
+
+    group: ClassVar[str] = "averages"
+
+    swa_start: int = option(
+        None, "first epoch that SWA averages", at_least(0), metavar="EPOCH",
+        told="3/4 of the epochs",
+    )  # fmt: skip
+
+    @classmethod
+    def complete(cls, given: dict[str, Any]) -> dict[str, Any]:
+        given = super().complete(given)
+        if given["swa_start"] is None:
+            given["swa_start"] = given["epochs"] * 3 // 4
+        return given
 
 
 class SWA(_OfEpochs):
@@ -107,14 +128,14 @@ class SWA(_OfEpochs):
     name, label, flags, default = "swa", "SWA", ("--swa",), False
     help = "average the weights over the last epochs"
     color = "#56B4E9"
-    own_settings = ("swa_start",)
+    Settings = SWASettings
 
-    def __init__(self, run: "Run") -> None:
-        super().__init__(run)
+    def __init__(self, run: Run, metrics: Metrics) -> None:
+        super().__init__(run, metrics)
         self.average = AveragedModel(run.model)
 
     @classmethod
-    def check(cls, settings: Settings) -> None:
+    def check(cls, settings: SWASettings) -> None:
         if settings.swa_start >= settings.epochs:
             raise UserError(
                 f"--swa_start {settings.swa_start}: choose 0 … {settings.epochs - 1} "
@@ -122,7 +143,7 @@ class SWA(_OfEpochs):
             )
 
     @classmethod
-    def departs(cls, settings: Settings) -> int:
+    def departs(cls, settings: SWASettings) -> int:
         return settings.swa_start + 1  # the mean of one is that one
 
     def follow(self, epoch: int, module: nn.Module) -> nn.Module:
@@ -134,6 +155,29 @@ class SWA(_OfEpochs):
         return self.average.module
 
 
+@dataclass(frozen=True, kw_only=True)
+class LAWASettings(TrainingSettings):
+    """The settings of LAWA: `--lawa K` stands for `--lawa True --lawa_epochs K`."""
+
+    group: ClassVar[str] = "averages"
+
+    lawa_epochs: int = option(
+        None, "K, epochs that LAWA averages", at_least(2), metavar="K", told="10", before=10
+    )
+
+    @classmethod
+    def complete(cls, given: dict[str, Any]) -> dict[str, Any]:
+        given = super().complete(given)
+        by_method = given["lawa"] if given["lawa"] > 1 else None  # True is 1
+        asked = {by_method, given["lawa_epochs"]} - {None}
+        if len(asked) > 1:
+            raise UserError(
+                f"--lawa {by_method} and --lawa_epochs {given['lawa_epochs']}: give one of them"
+            )
+        given["lawa_epochs"] = asked.pop() if asked else 10
+        return given
+
+
 class LAWA(_OfEpochs):
     """The mean of θ(t) over the latest K epochs, or as many as there are; BatchNorm's statistics
     counted anew. What leaves the mean is read back from the trajectory."""
@@ -142,15 +186,15 @@ class LAWA(_OfEpochs):
     help = "average the weights over the latest K epochs (True: over --lawa_epochs)"
     value, metavar = staticmethod(truth_or_count), "K"
     color = "#999933"
-    own_settings = ("lawa_epochs",)
+    Settings = LAWASettings
 
-    def __init__(self, run: "Run") -> None:
-        super().__init__(run)
+    def __init__(self, run: Run, metrics: Metrics) -> None:
+        super().__init__(run, metrics)
         self.average = copy.deepcopy(run.model)
         self._sum = torch.zeros(run.n_weights, dtype=torch.float64, device=run.device)
 
     @classmethod
-    def departs(cls, settings: Settings) -> int:
+    def departs(cls, settings: TrainingSettings) -> int:
         return 1  # the mean of one is that one
 
     def follow(self, epoch: int, module: nn.Module) -> nn.Module:

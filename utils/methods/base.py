@@ -2,16 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from utils.storage.metrics import Metrics
 from utils.system.arguments import truth
-from utils.training.settings import Settings
-
-if TYPE_CHECKING:
-    from utils.training.run import Run
+from utils.training.run import Run
+from utils.training.settings import TrainingSettings
 
 
 class Method(ABC):
@@ -20,45 +20,63 @@ class Method(ABC):
     After each epoch it is shown a module with that epoch's weights θ(t), and gives back the module
     to be tested in its name.
 
-    name: in metrics.csv and summary.json. label: in the table and the plot. flags: on the command
-    line, the first one the paper's. value, metavar: parses what follows them, and its name in
-    --help. color: in every plot. own_settings: the names of the settings
-    that what is stored of it depends on, besides those of training and testing
-    (utils.methods.identity).
-    trains: whether the run's own training is its. after_run: whether it is shown the epochs only
-    once the run is over. watches_steps: whether it takes in every step of the training, and so
-    cannot be added to a run later.
+    Attributes:
+        name: its name in metrics.csv and summary.json.
+        label: its name in tables and pictures.
+        flags: turn it on or off on the command line, the first one the paper's.
+        default: whether it is on.
+        value: parses what follows the flag.
+        metavar: stands for that in --help.
+        help: what it does, for --help.
+        color: in every picture.
+        Settings: a class of settings, inherited from TrainingSettings, with those that its rows
+            and state depend on besides (utils.methods.identity).
+        trains: whether the run's own training is its.
+        after_run: whether it is shown the epochs only once the run is over.
+        watches_steps: whether it takes in every step of the training, and so cannot be added to a
+            run later.
     """
 
     name: ClassVar[str]
     label: ClassVar[str]
     flags: ClassVar[tuple[str, ...]]
-    default: ClassVar[bool]
+    default: ClassVar[bool] = False
     value: ClassVar[Callable[[str], bool | int]] = staticmethod(truth)
     metavar: ClassVar[str] = "BOOL"
     help: ClassVar[str]
     color: ClassVar[str]
-    own_settings: ClassVar[tuple[str, ...]] = ()
+    Settings: ClassVar[type[TrainingSettings]] = TrainingSettings
     trains: ClassVar[bool] = False
     after_run: ClassVar[bool] = False
     watches_steps: ClassVar[bool] = False
 
-    def __init__(self, run: "Run") -> None:
-        self.run, self.settings = run, run.settings
+    def __init__(self, run: Run, metrics: Metrics) -> None:
+        """Prepare to watch a run.
+
+        Args:
+            metrics: the rows that are there, the method's own among them.
+        """
+        self.run, self.settings, self.metrics = run, run.settings, metrics
         # loss and accuracy of the training behind the last module given back, if it is its own
         self.trained: tuple[float, float] | None = None
 
+    @classmethod
+    def own_settings(cls) -> tuple[str, ...]:
+        """The names of the settings that it depends on besides those of training and testing."""
+        shared = {field.name for field in fields(TrainingSettings)}
+        return tuple(field.name for field in fields(cls.Settings) if field.name not in shared)
+
     @classmethod  # noqa: B027 (optional to override)
-    def check(cls, settings: Settings) -> None:
+    def check(cls, settings: TrainingSettings) -> None:
         """Raise UserError if the method cannot run with these settings."""
 
     @classmethod
-    def departs(cls, settings: Settings) -> int:
+    def departs(cls, settings: TrainingSettings) -> int:
         """The first epoch at which its model is not the run's own."""
         return 0
 
     @classmethod
-    def training_epochs(cls, settings: Settings) -> range:
+    def training_epochs(cls, settings: TrainingSettings) -> range:
         """The epochs that it trains itself, besides the run."""
         return range(0)
 
@@ -82,7 +100,7 @@ class Method(ABC):
         and the method has to train again from its departure, which a note says.
         """
         first = self.departs(self.settings)
-        if all(self.run.metrics.has(self.name, before) for before in range(first, epoch)):
+        if all(self.metrics.has(self.name, before) for before in range(first, epoch)):
             return True
         print(
             f"note: {self.label}: a row before epoch {epoch}, where it stands, is missing; it "
@@ -110,7 +128,7 @@ class Method(ABC):
         return cls.scratch_files()
 
     @classmethod
-    def n_parameters(cls, n_weights: int, settings: Settings, folder: Path) -> int:
+    def n_parameters(cls, n_weights: int, settings: TrainingSettings, folder: Path) -> int:
         """How many numbers describe the run of T epochs."""
         return n_weights * settings.epochs
 
@@ -120,7 +138,7 @@ class Method(ABC):
         return {}
 
     @classmethod
-    def warmup_end(cls, settings: Settings) -> int | None:
+    def warmup_end(cls, settings: TrainingSettings) -> int | None:
         """The epoch that plots mark as the end of its warm-up, if it has one worth a mark."""
         return None
 
@@ -139,7 +157,7 @@ class SGD(Method):
     trains = True
 
     @classmethod
-    def departs(cls, settings: Settings) -> int:
+    def departs(cls, settings: TrainingSettings) -> int:
         return settings.epochs
 
     def follow(self, epoch: int, module: nn.Module) -> nn.Module:

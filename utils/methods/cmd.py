@@ -1,26 +1,74 @@
 """Post-hoc and online CMD as compared methods."""
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from utils.base_utils import get_model
 from utils.cmd.clustering import sample_weights
 from utils.cmd.fitting import CMDModel, fit_cmd
 from utils.cmd.online import OnlineCMD
 from utils.cmd.vector import layer_sizes, read_vector, write_vector
 from utils.methods.base import Method
+from utils.storage.metrics import Metrics
 from utils.storage.store import Store
+from utils.storage.trajectory import Trajectory
+from utils.system.arguments import at_least, memory
 from utils.system.errors import UserError
-from utils.training.settings import Settings
+from utils.system.options import option
+from utils.system.ranks import ALONE, Ranks
+from utils.training.run import Run
+from utils.training.settings import MODELS_OWN, TrainingSettings
 
-if TYPE_CHECKING:
-    from utils.training.run import Run
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings(TrainingSettings):
+    """The settings of a fit, but for its last epoch."""
+
+    group: ClassVar[str] = "CMD"
+
+    modes: int = option(None, "M, modes at the most", int, metavar="M", told=MODELS_OWN)
+    samples: int = option(None, "K, weights that are clustered", int, metavar="K", told=MODELS_OWN)
+    start: int = option(0, "first epoch that CMD is fitted on", at_least(0), metavar="EPOCH")
+
+    @classmethod
+    def complete(cls, given: dict[str, Any]) -> dict[str, Any]:
+        given = super().complete(given)
+        for name in ("modes", "samples"):
+            if given[name] is None:
+                given[name] = getattr(get_model(given["model"]), name)
+        return given
 
 
-FITTED_BY = ("modes", "samples", "start")  # the settings of a fit, but for its last epoch
+@dataclass(frozen=True, kw_only=True)
+class WarmupSettings(TrainingSettings):
+    """The warm-up of online CMD, which another method may share."""
+
+    group: ClassVar[str] = "CMD"
+
+    warmup_cmd: int = option(
+        20, "F, last epoch of online CMD's warm-up, 1 … epochs − 1; epochs count from 0", int,
+        metavar="EPOCH",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineSettings(FitSettings, WarmupSettings):
+    """The settings of online CMD."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveSettings(OnlineSettings):
+    """The settings of adaptive CMD."""
+
+    memory: float = option(
+        10, "H, of adaptive CMD: at epoch t, snapshot s counts (1 − 1/H)^(t − s)", memory,
+        metavar="H",
+    )  # fmt: skip
 
 
 class _CMD(Method):
@@ -31,7 +79,7 @@ class _CMD(Method):
         return (f"{cls.name}.pt",)
 
     @classmethod
-    def n_parameters(cls, n_weights: int, settings: Settings, folder: Path) -> int:
+    def n_parameters(cls, n_weights: int, settings: OnlineSettings, folder: Path) -> int:
         """a, b and mode of each weight, and each mode's reference with its curve."""
         modes = load_cmd(Store.of(folder), cls.files()[0]).modes
         return 3 * n_weights + modes * (settings.epochs + 1)
@@ -43,27 +91,28 @@ class OnlineCMDMethod(_CMD):
     name, label, flags, default = "cmd_online", "Online CMD", ("--cmd_online",), True
     help = "fit CMD after the warm-up, and update it every epoch"
     color = "#0072B2"
-    own_settings = (*FITTED_BY, "warmup_cmd")
+    Settings = OnlineSettings
 
-    def __init__(self, run: "Run") -> None:
-        super().__init__(run)
-        self.online = online_cmd(run, self.memory(run.settings))
+    def __init__(self, run: Run, metrics: Metrics) -> None:
+        super().__init__(run, metrics)
+        memory = self.memory(run.settings)
+        self.online = online_cmd(run.model, run.settings, run.trajectory, run.ranks, memory)
 
     @classmethod
-    def memory(cls, settings: Settings) -> float | None:
+    def memory(cls, settings: OnlineSettings) -> float | None:
         """H, None for the paper's."""
         return None
 
     @classmethod
-    def check(cls, settings: Settings) -> None:
+    def check(cls, settings: OnlineSettings) -> None:
         check_online(settings, cls.flags[0])
 
     @classmethod
-    def departs(cls, settings: Settings) -> int:
+    def departs(cls, settings: OnlineSettings) -> int:
         return settings.warmup_cmd
 
     @classmethod
-    def warmup_end(cls, settings: Settings) -> int | None:
+    def warmup_end(cls, settings: OnlineSettings) -> int | None:
         return settings.warmup_cmd
 
     def follow(self, epoch: int, module: nn.Module) -> nn.Module:
@@ -82,10 +131,10 @@ class AdaptiveCMD(OnlineCMDMethod):
     name, label, flags, default = "cmd_adaptive", "Adaptive CMD", ("--cmd_adaptive",), False
     help = "online CMD that remembers the last epochs most (--memory)"
     color = "#332288"
-    own_settings = (*OnlineCMDMethod.own_settings, "memory")
+    Settings = AdaptiveSettings
 
     @classmethod
-    def memory(cls, settings: Settings) -> float | None:
+    def memory(cls, settings: AdaptiveSettings) -> float | None:
         return settings.memory
 
 
@@ -95,7 +144,7 @@ class PostHocCMD(_CMD):
     name, label, flags, default = "cmd_posthoc", "Post-hoc CMD", ("--cmd_PostHoc",), True
     help = "fit CMD on the whole run once it is over, and test it at every epoch"
     color = "#D55E00"
-    own_settings = FITTED_BY
+    Settings = FitSettings
     after_run = True
 
     @classmethod
@@ -103,7 +152,7 @@ class PostHocCMD(_CMD):
         return cls.files()
 
     @classmethod
-    def check(cls, settings: Settings) -> None:
+    def check(cls, settings: FitSettings) -> None:
         _check_sample(settings)
         if settings.start >= settings.epochs:
             raise UserError(
@@ -111,8 +160,8 @@ class PostHocCMD(_CMD):
                 f"(below --epochs {settings.epochs})"
             )
 
-    def __init__(self, run: "Run") -> None:
-        super().__init__(run)
+    def __init__(self, run: Run, metrics: Metrics) -> None:
+        super().__init__(run, metrics)
         self.module = copy.deepcopy(run.model)
 
     def prepare(self) -> None:
@@ -150,25 +199,35 @@ def load_cmd(store: Store, name: str) -> CMDModel:
         return CMDModel.of_state(state)
 
 
-def online_cmd(run: "Run", memory: float | None = None, warmup: int | None = None) -> OnlineCMD:
-    """Online CMD with the run's settings, its warm-up read back from the run's trajectory.
+def online_cmd(
+    model: nn.Module,
+    settings: OnlineSettings,
+    history: Trajectory,
+    ranks: Ranks = ALONE,
+    memory: float | None = None,
+    warmup: int | None = None,
+) -> OnlineCMD:
+    """Online CMD with a run's settings, its warm-up read back from the run's trajectory.
 
-    memory: H, None for the paper's. warmup: F, None for the run's.
+    Args:
+        model: what it follows.
+        memory: H, None for the paper's.
+        warmup: F, None for the settings'.
     """
     return OnlineCMD(
-        run.model,
-        modes=run.settings.modes,
-        samples=run.settings.samples,
-        warmup=run.settings.warmup_cmd if warmup is None else warmup,
-        seed=run.settings.seed,
-        start=run.settings.start,
-        history=run.trajectory,
-        ranks=run.ranks,
+        model,
+        modes=settings.modes,
+        samples=settings.samples,
+        warmup=settings.warmup_cmd if warmup is None else warmup,
+        seed=settings.seed,
+        start=settings.start,
+        history=history,
+        ranks=ranks,
         memory=memory,
     )
 
 
-def check_online(settings: Settings, flag: str) -> None:
+def check_online(settings: OnlineSettings, flag: str) -> None:
     """Raise UserError unless the settings are fit for `online_cmd`; `flag` turns the method off."""
     _check_sample(settings)
     last = settings.epochs - 1
@@ -186,7 +245,7 @@ def check_online(settings: Settings, flag: str) -> None:
         )
 
 
-def _check_sample(settings: Settings) -> None:
+def _check_sample(settings: FitSettings) -> None:
     if settings.modes < 1:
         raise UserError(f"--modes {settings.modes}: choose 1 or more")
     if settings.samples < settings.modes:

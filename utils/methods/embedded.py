@@ -1,22 +1,50 @@
-"""Embedded CMD as a compared method (paper, section 4; DESIGN: embedded CMD)."""
+"""Embedded CMD as a compared method (paper, section 4)."""
 
 import copy
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from utils.cmd.vector import layer_sizes, read_vector, write_vector
 from utils.methods.base import Method
-from utils.methods.cmd import OnlineCMDMethod, check_online, online_cmd
+from utils.methods.cmd import OnlineSettings, check_online, online_cmd
+from utils.storage.metrics import Metrics
 from utils.storage.store import Store
+from utils.system.arguments import at_least, memory_or_none, positive, truth
 from utils.system.errors import UserError
-from utils.training.settings import Settings
+from utils.system.options import option
+from utils.training.run import Run
 
-if TYPE_CHECKING:
-    from utils.training.run import Run
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedSettings(OnlineSettings):
+    """The settings of embedded CMD."""
+
+    group: ClassVar[str] = "embedded CMD"
+
+    embed_window: int = option(
+        10, "L, epochs from one embedding to the next", at_least(1), metavar="L"
+    )
+    embed_perc: float = option(
+        10, "P, percentage of weights embedded each time", positive, metavar="P"
+    )
+    perc_rel: bool = option(
+        False, "whether it is of the weights not yet embedded, not of all", truth, metavar="BOOL"
+    )
+    embed_memory: float | None = option(
+        None, "a, b from the recent past, as with --memory", memory_or_none, metavar="H",
+        told="from all epochs alike, as in the paper", before=None,
+    )  # fmt: skip
+    embed_in_place: bool = option(
+        False,
+        "embed a weight where it stands: b follows from its value and its reference's; else b is "
+        "the fit's",
+        truth, metavar="BOOL",
+    )  # fmt: skip
 
 
 class EmbeddedCMD(Method):
@@ -32,29 +60,23 @@ class EmbeddedCMD(Method):
     name, label, flags, default = "cmd_embed", "Embedded CMD", ("--cmd_embed",), False
     help = "train on while CMD takes the steadiest weights out of training"
     color = "#CC79A7"
-    own_settings = (
-        *OnlineCMDMethod.own_settings,
-        "embed_window",
-        "embed_perc",
-        "perc_rel",
-        "embed_memory",
-        "embed_in_place",
-    )
+    Settings = EmbeddedSettings
     after_run = True
 
-    def __init__(self, run: "Run") -> None:
-        super().__init__(run)
+    def __init__(self, run: Run, metrics: Metrics) -> None:
+        super().__init__(run, metrics)
         self.module = copy.deepcopy(run.model)
         self.optimizer, self.scheduler = run.make_optimizer(self.module)
         self._parallel = run.ranks.parallel(self.module)
-        self.online = online_cmd(run, run.settings.embed_memory)
+        memory = run.settings.embed_memory
+        self.online = online_cmd(run.model, run.settings, run.trajectory, run.ranks, memory)
         self._epoch = -1  # the last one that was taken in
         self._a = self._b = torch.empty(0)  # of the last embedding; frozen where embedded
         self._embedded = torch.zeros(run.n_weights, dtype=torch.bool, device=run.device)
         self._counts: list[Tensor] = []  # embedded weights in each layer after each epoch
 
     @classmethod
-    def check(cls, settings: Settings) -> None:
+    def check(cls, settings: EmbeddedSettings) -> None:
         check_online(settings, "--cmd_embed")
         if cls.departs(settings) > settings.epochs - 2:
             raise UserError(
@@ -67,11 +89,11 @@ class EmbeddedCMD(Method):
             raise UserError(f"--embed_perc {settings.embed_perc:g}: choose a percentage up to 100")
 
     @classmethod
-    def departs(cls, settings: Settings) -> int:
+    def departs(cls, settings: EmbeddedSettings) -> int:
         return settings.warmup_cmd + settings.embed_window
 
     @classmethod
-    def training_epochs(cls, settings: Settings) -> range:
+    def training_epochs(cls, settings: EmbeddedSettings) -> range:
         return range(cls.departs(settings) + 1, settings.epochs)
 
     @classmethod
@@ -83,7 +105,7 @@ class EmbeddedCMD(Method):
         return ("cmd_embed_state.pt",)
 
     @classmethod
-    def n_parameters(cls, n_weights: int, settings: Settings, folder: Path) -> int:
+    def n_parameters(cls, n_weights: int, settings: EmbeddedSettings, folder: Path) -> int:
         """The weights that are still trained, epoch by epoch, and a, b, mode of the others."""
         embedded = cls._result(folder)["embedded_counts"].sum(1)
         return n_weights * settings.epochs - int(embedded.sum()) + 3 * int(embedded[-1])

@@ -1,22 +1,24 @@
 """Which settings each stored thing depends on: the rule by which results are reused or averaged.
 
-A run's weights depend on the settings of its training, a method's rows and state on those that
-it names besides (`Method.own_settings`), a row also on the test batch. A setting may change
-as long as nothing that is stored depends on it.
+A run's weights depend on the settings of its training, a method's rows and state on its own
+settings besides, a row also on the test batch. A setting may change as long as nothing that is
+stored depends on it.
 """
 
 from collections.abc import Collection
 from pathlib import Path
 
-from utils.base_utils import WITH_WARMUP
-from utils.methods.registry import METHODS, Method
+from utils.methods.base import Method
+from utils.methods.registry import METHODS, Settings
 from utils.storage.metrics import Metrics
-from utils.storage.sealed import file_digest
-from utils.system.errors import UserError
-from utils.training.settings import Settings, differences
+from utils.training.folder import METRICS
+from utils.training.optimizers import WITH_WARMUP
+from utils.training.settings import TrainingSettings
 
 
-def undecided(settings: Settings, stored: Collection[type[Method]], tested: bool) -> set[str]:
+def undecided(
+    settings: TrainingSettings, stored: Collection[type[Method]], tested: bool
+) -> set[str]:
     """The names of the settings on which nothing depends.
 
     Args:
@@ -24,8 +26,8 @@ def undecided(settings: Settings, stored: Collection[type[Method]], tested: bool
         stored: the methods of which something is stored.
         tested: whether rows are.
     """
-    own = {name for method in METHODS for name in method.own_settings}
-    names = own - {name for method in stored for name in method.own_settings}
+    own = {name for method in METHODS for name in method.own_settings()}
+    names = own - {name for method in stored for name in method.own_settings()}
     if not tested:
         names.add("test_batch_size")
     if settings.scheduler != WITH_WARMUP:
@@ -33,19 +35,16 @@ def undecided(settings: Settings, stored: Collection[type[Method]], tested: bool
     return names
 
 
-def refused(
-    folder: Path, settings: Settings, recorded: dict, metrics: Metrics, averages: Collection[str]
-) -> list[str]:
-    """Where settings differ from those that something in a run's folder depends on: one phrase
-    each, naming the flag.
+def undecided_in(settings: Settings, folder: Path, averages: Collection[str]) -> set[str]:
+    """The names of the settings on which nothing in a run's folder depends.
 
     Args:
-        folder: the run's.
-        settings: those that it is to go on with.
-        recorded: those that it was made with, by name.
-        metrics: its rows.
+        settings: the run's.
         averages: the names of the methods whose state is in its checkpoint.
+
+    Raises UserError if its metrics are damaged.
     """
+    metrics = Metrics(folder / METRICS, writable=False)
     stored = [
         method
         for method in METHODS
@@ -53,21 +52,18 @@ def refused(
         or method.name in averages
         or any((folder / name).exists() for name in method.states())
     ]
-    tested = any(metrics.of(method.name) for method in METHODS)
-    return differences(settings, recorded, undecided(settings, stored, tested))
+    return undecided(settings, stored, any(metrics.of(method.name) for method in METHODS))
 
 
-def identify_weights(given: str | None) -> str:
-    """What --weights stands for: "imagenet" if None, "none", or a digest of the file's content.
+def outdated(before: dict, now: dict) -> list[str]:
+    """The names of the files of methods whose own settings differ from those before.
 
-    Raises UserError if there is no such file or it cannot be read.
+    Args:
+        before, now: settings by name; one that was not recorded before has not changed.
     """
-    if given in (None, "imagenet", "none"):
-        return given or "imagenet"
-    try:
-        return f"sha256:{file_digest(Path(given))[:16]}"
-    except OSError as error:
-        raise UserError(
-            f"--weights {given}: {error}; give a state file of torchvision's vit_b_16, or "
-            "--weights none to train from scratch"
-        ) from error
+    return [
+        file
+        for method in METHODS
+        if any(before.get(name, now[name]) != now[name] for name in method.own_settings())
+        for file in method.files()
+    ]

@@ -3,30 +3,68 @@
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from utils.base_utils import count_correct
 from utils.cmd.fitting import Snapshots
 from utils.cmd.vector import trainable_ranges, write_vector
 from utils.methods.base import Method
+from utils.methods.cmd import WarmupSettings
 from utils.pbfgs_utils import SubspaceBFGS, principal_directions
+from utils.storage.metrics import Metrics
+from utils.system.arguments import at_least
 from utils.system.errors import UserError
+from utils.system.options import option
+from utils.training.epochs import Batch, count_correct
 from utils.training.precision import BF16, TF32
-from utils.training.seeding import epoch_generator
-from utils.training.settings import Settings
-
-if TYPE_CHECKING:
-    from utils.training.run import Run
+from utils.training.run import Run
+from utils.training.settings import TrainingSettings
 
 EPOCH, SINGLE = UPDATES = ("epoch", "single")
-SUBSPACE_SETTINGS = ("pbfgs_num", "pbfgs_batch_size", "accumulate", "pbfgs_updates")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubspaceSettings(TrainingSettings):
+    """The settings of P-BFGS, but for its warm-up."""
+
+    group: ClassVar[str] = "P-BFGS"
+
+    pbfgs_num: int = option(
+        40, "d, dimensions of its subspace, at most its warm-up's epochs", at_least(1), metavar="D"
+    )
+    pbfgs_batch_size: int = option(
+        1024, "images in one of its mini-batches", at_least(1), metavar="B"
+    )
+    accumulate: int = option(
+        1, "mini-batches to a step, all of them in the line search", at_least(1), metavar="A"
+    )
+    pbfgs_updates: str = option(
+        EPOCH,
+        "epoch: a pass over the training set an epoch; single: one step an epoch from a batch of "
+        "--batch_size, its curvature forgotten, as the paper's public code has it",
+        choices=UPDATES,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongSettings(SubspaceSettings):
+    """The settings of P-BFGS with a warm-up of its own."""
+
+    warmup_pbfgs: int = option(
+        80, "F_p, last epoch before P-BFGS, 1 … epochs − 2", int, metavar="EPOCH"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EqualSettings(SubspaceSettings, WarmupSettings):
+    """The settings of P-BFGS with online CMD's warm-up."""
 
 
 class PBFGS(Method):
@@ -40,28 +78,28 @@ class PBFGS(Method):
     name, label, flags, default = "pbfgs", "P-BFGS", ("--p_bfgs", "--pbfgs"), False
     help = "train on in the principal directions of a warm-up"
     color = "#009E73"
-    own_settings = ("warmup_pbfgs", *SUBSPACE_SETTINGS)
+    Settings = LongSettings
     warmup_flag = "warmup_pbfgs"
     after_run = True
 
-    def __init__(self, run: "Run") -> None:
-        super().__init__(run)
+    def __init__(self, run: Run, metrics: Metrics) -> None:
+        super().__init__(run, metrics)
         self.module = copy.deepcopy(run.model)
         self._warmup, self._num = self.warmup_and_num(run.settings)
-        self._arithmetic = run.arithmetic
-        if run.arithmetic.precision == BF16:
+        self._arithmetic = run.compute.arithmetic
+        if self._arithmetic.precision == BF16:
             # the line search compares losses that differ by less than bfloat16 resolves; tf32 is
             # float32 where there is none
-            self._arithmetic = replace(run.arithmetic, precision=TF32)
+            self._arithmetic = replace(self._arithmetic, precision=TF32)
         self._epoch = self._warmup  # the last one that the module has been through
 
     @classmethod
-    def warmup_and_num(cls, settings: Settings) -> tuple[int, int]:
+    def warmup_and_num(cls, settings: SubspaceSettings) -> tuple[int, int]:
         """The last epoch of the warm-up, F_p, and the number of directions, d."""
         return settings.warmup_pbfgs, settings.pbfgs_num
 
     @classmethod
-    def check(cls, settings: Settings) -> None:
+    def check(cls, settings: SubspaceSettings) -> None:
         warmup, num = cls.warmup_and_num(settings)
         last = settings.epochs - 2
         if not 1 <= warmup <= last:
@@ -77,11 +115,11 @@ class PBFGS(Method):
             )
 
     @classmethod
-    def departs(cls, settings: Settings) -> int:
+    def departs(cls, settings: SubspaceSettings) -> int:
         return cls.warmup_and_num(settings)[0] + 1
 
     @classmethod
-    def training_epochs(cls, settings: Settings) -> range:
+    def training_epochs(cls, settings: SubspaceSettings) -> range:
         return range(cls.departs(settings), settings.epochs)
 
     @classmethod
@@ -89,7 +127,7 @@ class PBFGS(Method):
         return (f"{cls.name}_state.pt",)
 
     @classmethod
-    def n_parameters(cls, n_weights: int, settings: Settings, folder: Path) -> int:
+    def n_parameters(cls, n_weights: int, settings: SubspaceSettings, folder: Path) -> int:
         """The warm-up's snapshots, of which the directions are combinations, and x afterwards."""
         warmup, num = cls.warmup_and_num(settings)
         return n_weights * (warmup + 1) + num * len(cls.training_epochs(settings))
@@ -141,20 +179,19 @@ class PBFGS(Method):
     def _train(self, epoch: int) -> tuple[float, float]:
         """An epoch's steps; returns the mean loss and the accuracy before each of them."""
         run, settings = self.run, self.settings
-        generator = epoch_generator(settings.seed, epoch, run.device, run.ranks.rank)
-        split = run.dataset.train
-        order = torch.randperm(len(split), generator=generator, device=run.device)
-        single = settings.pbfgs_updates == SINGLE
-        batches = order.split(settings.batch_size if single else settings.pbfgs_batch_size)
-        size = settings.accumulate
-        steps = [batches[start : start + size] for start in range(0, len(batches), size)]
+        single, size = settings.pbfgs_updates == SINGLE, settings.accumulate
+        batches = run.batches(epoch, None if single else settings.pbfgs_batch_size)
+        steps = range(1 if single else -(-len(batches) // size))
+        drawn = iter(batches)
         self.module.train()
         total_loss, n_images = 0.0, 0
         n_correct = torch.zeros((), dtype=torch.int64, device=run.device)
         with self._arithmetic.products():
-            for step in run.progress(steps[:1] if single else steps, epoch):
-                count = sum(map(len, step))
-                shares = [self._share(batch, count, generator) for batch in step]
+            for _ in run.compute.progress(steps, epoch):
+                step = list(islice(drawn, size))
+                count = sum(batch.total for batch in step)
+                logits = partial(self._arithmetic.logits, self.module)
+                shares = [_Share(logits, batch, count) for batch in step]
                 total_loss += count * self._bfgs.step(shares)
                 n_correct += sum(share.n_correct for share in shares)
                 n_images += count
@@ -163,20 +200,6 @@ class PBFGS(Method):
         run.require_finite(total_loss, self.module, epoch, self.label)
         return total_loss / n_images, int(run.ranks.sum(n_correct)) / n_images
 
-    def _share(self, batch: Tensor, count: int, generator: torch.Generator) -> "_Share":
-        """This rank's share of a mini-batch's share of the mean loss over `count` images."""
-        run = self.run
-        split, (share, n_images) = run.dataset.train, run.ranks.batch_share(len(batch))
-        images = run.entry.transform.train(
-            split.images[batch], generator, run.dataset.mirror, share
-        )
-        return _Share(
-            partial(self._arithmetic.logits, self.module),
-            images,
-            split.labels[batch[share]],
-            count if n_images else math.inf,
-        )
-
 
 class EqualPBFGS(PBFGS):
     """P-BFGS with the warm-up that online CMD has, and as many directions as that spans at most."""
@@ -184,21 +207,21 @@ class EqualPBFGS(PBFGS):
     name, label, flags, default = "pbfgs_equal", "P-BFGS (equal)", ("--pbfgs_equal",), False
     help = "the same with CMD's warm-up, in as many directions as that can span"
     color = "#882255"
-    own_settings = ("warmup_cmd", *SUBSPACE_SETTINGS)
+    Settings = EqualSettings
     warmup_flag = "warmup_cmd"
 
     @classmethod
-    def warmup_and_num(cls, settings: Settings) -> tuple[int, int]:
+    def warmup_and_num(cls, settings: SubspaceSettings) -> tuple[int, int]:
         return settings.warmup_cmd, min(settings.pbfgs_num, settings.warmup_cmd)
 
 
 class _Share:
-    """Some images' share of a mean loss over `count` images; infinite where they do not count."""
+    """This rank's share of a mini-batch's share of the mean loss over `count` images: a function
+    of nothing, as the line search calls it."""
 
-    def __init__(
-        self, model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, count: float
-    ) -> None:
-        self._model, self._images, self._labels, self._count = model, images, labels, count
+    def __init__(self, model: Callable[[Tensor], Tensor], batch: Batch, count: int) -> None:
+        self._model, self._images, self._labels = model, batch.images, batch.labels
+        self._count = count if batch.n_images else math.inf  # images that do not count weigh 0
         self.n_correct: Tensor | None = None  # of those that count, at the first call
 
     def __call__(self) -> Tensor:

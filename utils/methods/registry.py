@@ -1,4 +1,6 @@
-"""The methods there are. To add one, write a class (utils.methods.base) and name it here."""
+"""The methods there are. To add one, write its class (utils.methods.base) and name it here."""
+
+from dataclasses import dataclass
 
 from utils.methods.averages import EMA, LAWA, SWA
 from utils.methods.base import SGD, Method
@@ -19,4 +21,16 @@ METHODS: tuple[type[Method], ...] = (
     LAWA,
 )
 
-__all__ = ["METHODS", "SGD", "Method", "OnlineCMDMethod"]
+
+def _blocks() -> tuple[type, ...]:
+    """The settings classes of all methods, but for those that others inherit from."""
+    classes = list(dict.fromkeys(method.Settings for method in METHODS))
+    return tuple(
+        one
+        for one in classes
+        if not any(other is not one and issubclass(other, one) for other in classes)
+    )
+
+
+# All settings of a run and of every method: two runs with equal ones are one.
+Settings = dataclass(frozen=True, kw_only=True)(type("Settings", _blocks(), {}))

@@ -1,42 +1,16 @@
-"""A table of the paper in Markdown, from the records of runs; and shorter runs of it."""
+"""A table of the paper in Markdown, from stored runs."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
-from utils.base_utils import WARMUP_EPOCHS, WITH_WARMUP
 from utils.results.paper import Figure, Row, Table
-from utils.results.record import Record
+from utils.results.stored_run import StoredRun
 from utils.results.summary import LAST, percent
-from utils.system.errors import UserError
-
-WARMUP_CMD, WARMUP_PBFGS, PBFGS_NUM, EMBED_WINDOW = 20, 80, 40, 10  # of the paper's runs
-SHORTEST = 6  # epochs that every method of every table can be run in
 
 
-def of_shorter_runs(epochs: int, whole: int, scheduler: str = "none") -> list[str]:
-    """Flags for a run of `epochs` in place of `whole`, its warm-ups as long in proportion, that of
-    the learning rate's schedule with them.
-
-    Raises UserError if there are too few for warm-ups.
-    """
-    if epochs < SHORTEST:
-        raise UserError(f"--epochs {epochs}: choose {SHORTEST} or more, or leave it out")
-
-    def scaled(length: int) -> int:
-        return round(length * epochs / whole)
-
-    warmup = max(2, scaled(WARMUP_CMD))
-    of_pbfgs = min(max(warmup + 1, scaled(WARMUP_PBFGS)), epochs - 2)
-    window = min(max(1, scaled(EMBED_WINDOW)), epochs - 2 - warmup)
-    of_rate = ["--lr_warmup", str(max(1, scaled(WARMUP_EPOCHS)))] * (scheduler == WITH_WARMUP)
-    return [
-        "--epochs", str(epochs), "--warmup_cmd", str(warmup), "--warmup_pbfgs", str(of_pbfgs),
-        "--pbfgs_num", str(min(PBFGS_NUM, of_pbfgs)), "--embed_window", str(window),
-        *of_rate,
-    ]  # fmt: skip
-
-
-def markdown(table: Table, found: Mapping[Row, Mapping[int, Record]], seeds: Sequence[int]) -> str:
+def markdown(
+    table: Table, found: Mapping[Row, Mapping[int, StoredRun]], seeds: Sequence[int]
+) -> str:
     """The table, its legend, and what was run.
 
     found: of each row, the records of its runs by seed. seeds: those asked for.
@@ -61,7 +35,7 @@ def markdown(table: Table, found: Mapping[Row, Mapping[int, Record]], seeds: Seq
 
 
 def cell(
-    method: str, paper: Figure | None, records: Mapping[int, Record], seeds: Sequence[int]
+    method: str, paper: Figure | None, records: Mapping[int, StoredRun], seeds: Sequence[int]
 ) -> str:
     """Ours beside the paper's: of the finished runs, and how many they are if not all."""
     finished = [record for record in records.values() if record.finished(method)]
@@ -69,7 +43,7 @@ def cell(
     if finished:
         last, mean = (
             spread([get(record, method) for record in finished])
-            for get in (Record.last, Record.mean_last)
+            for get in (StoredRun.last, StoredRun.mean_last)
         )
         ours = f"{last} / {mean}"
         if len(finished) < len(seeds):
@@ -82,7 +56,7 @@ def spread(values: Sequence[float]) -> str:
     return percent(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
-def describe(row: Row, records: Mapping[int, Record], seeds: Sequence[int]) -> list[str]:
+def describe(row: Row, records: Mapping[int, StoredRun], seeds: Sequence[int]) -> list[str]:
     """How far a row's runs are, in what setting, and the commands that made them: list items."""
     lines, told = [], []
     for seed in seeds:

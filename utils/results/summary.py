@@ -5,10 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
 
-from utils.methods.registry import Method
+from utils.methods.registry import Method, Settings
 from utils.storage.metrics import Metrics
 from utils.system.tables import format_table
-from utils.training.settings import Settings
 
 LAST = 10  # epochs that the table's mean is over
 ACCURACIES = ("last", f"mean_last_{LAST}", "best")

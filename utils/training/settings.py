@@ -1,8 +1,10 @@
-"""What a result depends on, and the environment it was obtained in."""
+"""What a run's weights depend on, and the environment it was obtained in."""
 
 import platform
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import scipy
@@ -10,63 +12,179 @@ import sklearn
 import torch
 import torchvision
 
+from utils.base_utils import DOWNLOADED, MODELS, SCRATCH, get_model
+from utils.data.datasets import DATASETS
+from utils.storage.sealed import file_digest
+from utils.system.arguments import at_least, positive, share
 from utils.system.devices import processor_name
+from utils.system.errors import UserError
+from utils.system.options import option
+from utils.training.optimizers import OPTIMIZERS, SCHEDULERS, SGD, WARMUP_EPOCHS, WITH_WARMUP
+from utils.training.precision import FP32, PRECISIONS
+
+MODELS_OWN = "the model's, below"
+Self = TypeVar("Self", bound="DataSettings")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Everything that the numbers of a run depend on; two runs with equal settings are one.
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which images; the root of all settings.
 
-    optimizer, lr, momentum, scheduler: of the training; momentum is None for Adam. epochs: T.
-    modes, samples: M, K. start, warmup_cmd: the first and last epoch of online CMD's warm-up.
-    limit: images of each split, None for all. data: the images' fingerprint. weights: of a
-    pretrained model, "imagenet", "none" or a digest of a file's content. precision: of forward and
-    backward passes. test_batch_size: None where the test batch is no part of the result.
-    lr_warmup: epochs that the learning rate rises for, where the schedule has it rise. The rest is
-    of single methods (`Method.own_settings`).
+    Attributes:
+        data: the images' fingerprint, "" until they are loaded.
     """
 
-    model: str
-    dataset: str
+    group: ClassVar[str] = "data"
+
+    dataset: str = option(
+        "cifar10",
+        "cifar10 (downloaded unless it is there), folder (train/<class>/* and test/<class>/* in "
+        "--data_dir), digits (no download)",
+        choices=DATASETS,
+    )
+    limit: int | None = option(
+        None, "only N images of each split, balanced over the classes", at_least(1), metavar="N",
+        told="all",
+    )  # fmt: skip
     data: str
-    limit: int | None
-    weights: str | None
-    seed: int
-    epochs: int
-    optimizer: str
-    lr: float
-    momentum: float | None
-    scheduler: str
-    batch_size: int
-    modes: int
-    samples: int
-    start: int
-    warmup_cmd: int
-    embed_window: int
-    embed_perc: float
-    perc_rel: bool
-    warmup_pbfgs: int
-    pbfgs_num: int
-    pbfgs_batch_size: int
-    accumulate: int
-    pbfgs_updates: str
-    ema_decay: float
-    swa_start: int
-    # with what runs had that were made before there was a choice
-    precision: str = "fp32"
-    test_batch_size: int | None = None
-    lr_warmup: int = 5
-    memory: float = 10
-    embed_memory: float | None = None
-    embed_in_place: bool = False
-    lawa_epochs: int = 10
+
+    @classmethod
+    def of(cls: type[Self], given: Mapping[str, Any]) -> Self:
+        """The settings that flags stand for, with their defaults filled in.
+
+        Args:
+            given: the flags' values by name, None where one with a dependent default was left out.
+
+        Raises UserError if they do not fit together.
+        """
+        complete = cls.complete(dict(given))
+        return cls(**{field.name: complete[field.name] for field in fields(cls)})
+
+    @classmethod
+    def complete(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Fill in the defaults that depend on other settings; classes that inherit add theirs.
+
+        Raises UserError if settings do not fit together.
+        """
+        return {"data": ""} | given
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(DataSettings):
+    """All that the weights of a run depend on, and its tests' batch size.
+
+    Attributes:
+        weights: of a pretrained model, "imagenet", "none" or a digest of a file's content.
+        momentum: of SGD; None for Adam.
+        test_batch_size: None where the test batch is no part of the result.
+    """
+
+    group: ClassVar[str] = "model and training"
+
+    model: str = option("res18", "the architecture, with the paper's settings", choices=MODELS)
+    weights: str | None = option(
+        None, "of vit: a state file of torchvision's vit_b_16, or 'none' to train from scratch",
+        metavar="FILE", told="ImageNet's, downloaded",
+    )  # fmt: skip
+    epochs: int = option(None, "training epochs, T", at_least(1), metavar="T", told=MODELS_OWN)
+    optimizer: str = option(None, "the optimizer", choices=OPTIMIZERS, told=MODELS_OWN)
+    lr: float = option(None, "learning rate", positive, told=MODELS_OWN)
+    momentum: float | None = option(None, "of SGD, from 0 to below 1", share, told="0.9")
+    scheduler: str = option(
+        None,
+        "of the learning rate: constant; cosine to 0; a tenth from 1/2 and 3/4 of the epochs on; "
+        "cosine after a linear warm-up",
+        choices=SCHEDULERS, told=f"none, of vit {WITH_WARMUP}",
+    )  # fmt: skip
+    lr_warmup: int = option(
+        None, f"of the schedule {WITH_WARMUP}: epochs of linear warm-up", at_least(0),
+        metavar="EPOCHS", told=str(WARMUP_EPOCHS), before=WARMUP_EPOCHS,
+    )  # fmt: skip
+    batch_size: int = option(
+        128, "images in a training batch, of all processes together", at_least(1), metavar="B"
+    )
+    test_batch_size: int | None = option(
+        None, "images tested at once; part of the result of res18, by its BatchNorm", at_least(1),
+        metavar="B", told="128 of res18, else what suits the device", before=None,
+    )  # fmt: skip
+    precision: str = option(
+        None,
+        "of forward and backward passes: fp32, tf32, or bf16 (autocast); weights, trajectory and "
+        "CMD are float32 in each, and P-BFGS computes in tf32 in place of bf16",
+        choices=PRECISIONS, told="bf16 on GPUs that have it, else fp32", before=FP32,
+    )  # fmt: skip
+    seed: int = option(
+        0, "of the initial weights, the order and augmentation of images, dropout and CMD's sample",
+        at_least(0),
+    )  # fmt: skip
+
+    @classmethod
+    def complete(cls, given: dict[str, Any]) -> dict[str, Any]:
+        given = super().complete(given)
+        entry = get_model(given["model"])
+        if given["weights"] is not None and not entry.pretrained:
+            raise UserError(
+                f"--weights {given['weights']}: --model {given['model']} is trained from scratch"
+            )
+        given["weights"] = identify_weights(given["weights"]) if entry.pretrained else None
+        given["scheduler"] = given["scheduler"] or entry.scheduler
+        if given["lr_warmup"] is not None and given["scheduler"] != WITH_WARMUP:
+            raise UserError(
+                f"--lr_warmup {given['lr_warmup']} is of the schedule {WITH_WARMUP}: add "
+                f"--scheduler {WITH_WARMUP}, or leave it"
+            )
+        if given["lr_warmup"] is None:
+            given["lr_warmup"] = WARMUP_EPOCHS
+        given["epochs"] = given["epochs"] or entry.epochs
+        of_training = complete_training(
+            given["model"], given["optimizer"], given["lr"], given["momentum"]
+        )
+        given["optimizer"], given["lr"], given["momentum"] = of_training
+        given["precision"] = given["precision"] or FP32
+        given["test_batch_size"] = entry.test_batch_size and (
+            given["test_batch_size"] or entry.test_batch_size
+        )
+        return given
+
+
+def complete_training(
+    model: str, optimizer: str | None, lr: float | None, momentum: float | None
+) -> tuple[str, float, float | None]:
+    """Optimizer, learning rate and momentum (None but for SGD), the model's own where None.
+
+    Raises UserError if they do not fit together.
+    """
+    entry = get_model(model)
+    optimizer = optimizer or entry.optimizer
+    if momentum is not None and optimizer != SGD:
+        raise UserError(f"--momentum {momentum:g} is SGD's: add --optimizer sgd, or leave it")
+    if optimizer == SGD and momentum is None:
+        momentum = entry.momentum
+    return optimizer, entry.lr if lr is None else lr, momentum
+
+
+def identify_weights(given: str | None) -> str:
+    """What --weights stands for: "imagenet" if None, "none", or a digest of the file's content.
+
+    Raises UserError if there is no such file or it cannot be read.
+    """
+    if given in (None, DOWNLOADED, SCRATCH):
+        return given or DOWNLOADED
+    try:
+        return f"sha256:{file_digest(Path(given))[:16]}"
+    except OSError as error:
+        raise UserError(
+            f"--weights {given}: {error}; give a state file of torchvision's vit_b_16, or "
+            "--weights none to train from scratch"
+        ) from error
 
 
 def differences(settings, stored: dict, undecided: Collection[str] = ()) -> list[str]:
     """Where settings from a file differ: one phrase each, naming the flag.
 
-    settings: Settings, or another dataclass of flags with the images' fingerprint in `data`.
-    undecided: names of settings that nothing stored depends on yet.
+    Args:
+        settings: a dataclass of flags with the images' fingerprint in `data`.
+        undecided: names of settings that nothing stored depends on yet.
     """
     stored = {field.name: field.default for field in fields(settings)} | stored
     phrases = []

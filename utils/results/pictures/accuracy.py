@@ -9,12 +9,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from utils.methods.registry import Method
+from utils.methods.registry import Method, Settings
 from utils.results.pictures.style import STYLE, caption, draw_band, mark_epoch, save
 from utils.results.summary import percent
 from utils.storage.metrics import Metrics
-from utils.training.run import METRICS
-from utils.training.settings import Settings
+from utils.training.folder import METRICS
 
 ROW_HEIGHT = 0.24  # inches of a legend's line
 FEW = 15  # epochs, each of which is marked

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from utils.cmd.clustering import cluster, correlation, signed_correlation
 from utils.cmd.fitting import Snapshots
-from utils.results.finished import FinishedRun
 from utils.results.pictures.needs import require_movement, require_sample, require_two_epochs
 from utils.results.pictures.style import MARK, STYLE, caption, save
+from utils.results.stored_run import StoredRun
 
 LABEL_ROOM = 0.036  # of the picture's height, that a label needs
 LABELS = int(1 / LABEL_ROOM)  # that there is room for
 DRAWN = 1000  # weights at the most: more would be finer than the picture's dots
 
 
-def draw_correlation(run: FinishedRun, path: Path, formats: Sequence[str]) -> list[Path]:
+def draw_correlation(run: StoredRun, path: Path, formats: Sequence[str]) -> list[Path]:
     """The signed correlation matrix of the sample, [K, K], beside the same ordered by mode.
 
     In a mode, weights stand in the order of their correlation with its reference. Of a large

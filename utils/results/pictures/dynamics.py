@@ -22,10 +22,10 @@ from torch import Tensor
 from utils.cmd.fitting import CMDModel, Snapshots, fit_cmd
 from utils.cmd.vector import read_vector, write_vector
 from utils.methods.cmd import AdaptiveCMD, OnlineCMDMethod, online_cmd
-from utils.results.finished import FinishedRun
+from utils.methods.registry import Settings
 from utils.results.pictures.needs import require_movement, require_sample, require_warmup
 from utils.results.pictures.style import STYLE, caption, mark_epoch, mode_color, save
-from utils.training.settings import Settings
+from utils.results.stored_run import StoredRun
 
 SHOWN = 30  # sampled weights
 FAR = 100  # times a panel's height: how far off a curve of a model that diverges is drawn
@@ -54,7 +54,7 @@ class Reconstruction:
 
 
 def draw_dynamics(
-    run: FinishedRun,
+    run: StoredRun,
     path: Path,
     formats: Sequence[str],
     progress: Callable[[Iterable], Iterable] = iter,
@@ -140,7 +140,7 @@ def of_warmup(
 
 
 def updated_online(
-    run: FinishedRun,
+    run: StoredRun,
     some: Tensor,
     progress: Callable[[Iterable], Iterable],
     memory: float | None = None,
@@ -152,7 +152,7 @@ def updated_online(
     settings = run.settings
     with warnings.catch_warnings():  # that the sample is small was said when the run was made
         warnings.simplefilter("ignore", UserWarning)
-        online = online_cmd(run, memory)
+        online = online_cmd(run.model, settings, run.trajectory, memory=memory)
     shown, error = [], []
     for epoch in progress(range(settings.epochs)):
         write_vector(run.trajectory[epoch], run.model)

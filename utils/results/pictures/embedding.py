@@ -8,17 +8,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from utils.methods.embedded import EmbeddedCMD
-from utils.results.finished import FinishedRun
 from utils.results.pictures.style import STYLE, caption, label_layers, layer_height, save
+from utils.results.stored_run import StoredRun
 
 
-def draw_embedding(run: FinishedRun, path: Path, formats: Sequence[str]) -> list[Path]:
+def draw_embedding(run: StoredRun, path: Path, formats: Sequence[str]) -> list[Path]:
     """The share of all weights embedded after each epoch, and below it of each layer's. Returns
     the files.
 
     Raises UserError if the run has no embedded CMD, or its file is damaged.
     """
-    result = run.record.store.load(run.require(EmbeddedCMD.files()[0], EmbeddedCMD).name)
+    result = run.store.load(run.require(EmbeddedCMD.files()[0], EmbeddedCMD).name)
     counts, sizes = result["embedded_counts"].numpy(), result["layer_sizes"].numpy()
     n_epochs, names = len(counts), [name for name, _ in run.layers]
     mean = 100 * counts.sum(1).mean() / sizes.sum()

@@ -21,12 +21,13 @@ from utils.cmd.fitting import CMDModel
 from utils.cmd.vector import write_vector
 from utils.data.datasets import Dataset, Split
 from utils.methods.cmd import PostHocCMD
-from utils.results.finished import FinishedRun
 from utils.results.pictures.style import STYLE, caption, save
+from utils.results.stored_run import StoredRun
 from utils.results.summary import percent
 from utils.storage.files import atomic_write
 from utils.system.errors import UserError
-from utils.training.precision import PLAIN, Arithmetic
+from utils.training.compute import Compute
+from utils.training.epochs import tested
 
 SPLITS = TRAIN, TEST = 0, 1  # of a grid's arrays
 
@@ -71,7 +72,7 @@ class Grid:
 
 
 def draw_landscape(
-    run: FinishedRun,
+    run: StoredRun,
     dataset: Dataset,
     device: torch.device,
     path: Path,
@@ -188,7 +189,7 @@ def panels_of(
 
 
 def evaluate_grid(
-    run: FinishedRun, dataset: Dataset, device: torch.device, axes: tuple[int, int], points: int,
+    run: StoredRun, dataset: Dataset, device: torch.device, axes: tuple[int, int], points: int,
     span: float, path: Path, key: str, progress: Callable[[Iterable], Iterable] = iter,
 ) -> Grid:  # fmt: skip
     """Every point of the grid, from one pass over the images each; rows are kept in `path`."""
@@ -198,13 +199,14 @@ def evaluate_grid(
     splits = [dataset.to(device).train, dataset.to(device).test]
     n_classes = len(dataset.classes)
     model, cmd, batch = run.model.to(device), cmd.to(device), run.tested_at_once(device)
+    compute = run.compute(device)
 
     def at(x: float, y: float) -> Tensor:
         """Summed losses and right answers, float64 [2, S, C], left on the device."""
         weights = own.clone()
         weights[axes[0]], weights[axes[1]] = x, y
         write_vector(cmd.reconstruct(weights.float().to(device)), model)
-        return torch.stack([of_classes(model, split, transform, batch, n_classes, run.arithmetic)
+        return torch.stack([of_classes(model, split, transform, batch, n_classes, compute)
                             for split in splits], dim=1)  # fmt: skip
 
     grid = Grid.load(path, key)
@@ -226,18 +228,14 @@ def evaluate_grid(
 
 @torch.inference_mode()
 def of_classes(
-    model: nn.Module, split: Split, transform, batch_size: int, n_classes: int,
-    arithmetic: Arithmetic = PLAIN,
-) -> Tensor:  # fmt: skip
+    model: nn.Module, split: Split, transform, batch_size: int, n_classes: int, compute: Compute
+) -> Tensor:
     """Loss and right answers of a model, summed over the images of each class: float64 [2, C]."""
     sums = torch.zeros(2, n_classes, dtype=torch.float64, device=split.images.device)
-    batches = zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True)
-    with arithmetic.products():
-        for images, labels in batches:
-            logits = arithmetic.logits(model, transform.test(images))
-            losses = functional.cross_entropy(logits, labels, reduction="none").double()
-            right = (logits.argmax(1) == labels).double()
-            sums.index_add_(1, labels, torch.stack([losses, right]))
+    for logits, labels in tested(model, split, transform, batch_size, compute):
+        losses = functional.cross_entropy(logits, labels, reduction="none").double()
+        right = (logits.argmax(1) == labels).double()
+        sums.index_add_(1, labels, torch.stack([losses, right]))
     return sums
 
 
@@ -275,9 +273,9 @@ def _draw_panel(
     axes.locator_params(nbins=4)
 
 
-def _in_the_table(run: FinishedRun) -> float | None:
+def _in_the_table(run: StoredRun) -> float | None:
     """Post-hoc CMD's test accuracy at the last epoch in metrics.csv, a fraction."""
-    name, last, metrics = PostHocCMD.name, run.settings.epochs - 1, run.record.metrics
+    name, last, metrics = PostHocCMD.name, run.settings.epochs - 1, run.metrics
     return metrics.get(name, last).test_acc if metrics.has(name, last) else None
 
 

@@ -13,7 +13,6 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from utils.cmd.fitting import CMDModel, Snapshots, centre
-from utils.results.finished import FinishedRun
 from utils.results.pictures.needs import require_any_movement, require_two_epochs
 from utils.results.pictures.style import (
     NAMED,
@@ -24,6 +23,7 @@ from utils.results.pictures.style import (
     mode_color,
     save,
 )
+from utils.results.stored_run import StoredRun
 
 MEMBERS = 2000  # of a mode, drawn at random, that the band is of
 BAND = (0.05, 0.95)
@@ -46,7 +46,7 @@ class Movement:
 
 
 def draw_modes(
-    run: FinishedRun,
+    run: StoredRun,
     path: Path,
     formats: Sequence[str],
     progress: Callable[[Iterable], Iterable] = iter,

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from utils.methods.registry import Settings
 from utils.system.errors import UserError
-from utils.training.settings import Settings
 
 
 def require_sample(settings: Settings) -> None:

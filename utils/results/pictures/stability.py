@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -14,9 +15,9 @@ from torch import Tensor
 from utils.cmd.fitting import CMDModel, Snapshots, centre, fit_cmd, parts
 from utils.cmd.vector import read_vector, write_vector
 from utils.methods.cmd import AdaptiveCMD, OnlineCMDMethod, online_cmd
-from utils.results.finished import FinishedRun
 from utils.results.pictures.needs import require_movement, require_sample, require_warmup
 from utils.results.pictures.style import STYLE, caption, mark_epoch, mode_color, save
+from utils.results.stored_run import StoredRun
 
 WINDOW = 20  # epochs that a correlation is over
 RENEWED = 20  # epochs from one search for modes to the next
@@ -25,7 +26,7 @@ FLAT = 1e-12  # share of a weight's movement over the run, at and below which a 
 
 
 def draw_stability(
-    run: FinishedRun,
+    run: StoredRun,
     path: Path,
     formats: Sequence[str],
     progress: Callable[[Iterable], Iterable] = iter,
@@ -122,7 +123,7 @@ def _windowed(x: Tensor, y: Tensor, window: int) -> Tensor:
 
 
 def errors_of(
-    run: FinishedRun, progress: Callable[[Iterable], Iterable] = iter
+    run: StoredRun, progress: Callable[[Iterable], Iterable] = iter
 ) -> list[tuple[str, str, str, np.ndarray]]:
     """(name, colour, line style, relative errors [T]) of each way to follow the run; NaN before
     the warm-up's end."""
@@ -136,13 +137,14 @@ def errors_of(
     first = run.trajectory[settings.start].double()
     with warnings.catch_warnings():  # that the sample is small was said when the run was made
         warnings.simplefilter("ignore", UserWarning)
-        followers = [online_cmd(run), online_cmd(run, settings.memory), online_cmd(run)]
+        follower = partial(online_cmd, run.model, settings, run.trajectory)
+        followers = [follower(), follower(memory=settings.memory), follower()]
         for epoch in progress(range(settings.epochs)):
             theta = run.trajectory[epoch]
             write_vector(theta, run.model)
             since = epoch - settings.warmup_cmd
             if since > 0 and since % RENEWED == 0:
-                followers[-1] = online_cmd(run, warmup=epoch)
+                followers[-1] = follower(warmup=epoch)
                 followers[-1].n_updates = epoch  # the trajectory has what came before
             moved = (theta.double() - first).norm()
             for number, online in enumerate(followers):

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from utils.methods.registry import Settings
 from utils.storage.files import atomic_write
-from utils.training.settings import Settings
 
 STYLE = {
     "figure.figsize": (6.4, 4.2),

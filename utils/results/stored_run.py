@@ -1,8 +1,12 @@
-"""A finished run, opened to look at."""
+"""A stored run, opened to read: its small files at once, its weights when they are asked for."""
 
+import shutil
 import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -14,37 +18,85 @@ from utils.cmd.vector import layer_names, layer_sizes
 from utils.data.datasets import Dataset
 from utils.methods.base import Method
 from utils.methods.cmd import PostHocCMD, load_cmd
-from utils.results.record import Record
+from utils.methods.identity import undecided
+from utils.methods.registry import METHODS, Settings
+from utils.results.summary import LAST
+from utils.storage.metrics import Metrics
+from utils.storage.store import CONFIG, Store, read_config, usable
 from utils.storage.trajectory import Trajectory
 from utils.system.errors import UserError
-from utils.system.ranks import ALONE
+from utils.training.compute import Compute
+from utils.training.folder import METRICS, METRICS_SUMS, SUMMARY, TRAJECTORY, TRAJECTORY_SUMS
 from utils.training.precision import Arithmetic
-from utils.training.run import TRAJECTORY, TRAJECTORY_SUMS, tested_at_once
+from utils.training.run import tested_at_once
+from utils.training.settings import differences
+
+KEPT = (CONFIG, METRICS, METRICS_SUMS, SUMMARY)
 
 
-class FinishedRun:
-    """What a run has left in its folder; nothing of it is changed.
+class StoredRun:
+    """What a run has left in its folder; nothing there is changed.
 
-    record: its settings, commands and metrics. settings: the former. arithmetic: of its passes, not
-    compiled. ranks: those that look at it.
+    Attributes:
+        folder: the path of the folder.
+        settings: what the run's numbers depend on.
+        commands: those that made it, in order.
+        classes: the names of the data set's classes.
+        data_dir: where its images were last, None where that was not kept.
+        hardware: the processor and torch's version.
+        store: reads the run's files.
+        metrics: the rows of all methods.
     """
 
-    ranks = ALONE
-
     def __init__(self, folder: Path) -> None:
-        """Open the run.
+        """Read the run in `folder`.
 
-        Raises UserError if there is none in the folder or a file of it is damaged.
+        Raises UserError if there is none or a file of it is damaged.
         """
         self.folder = folder
-        self.record = Record(folder)
-        self.settings = self.record.settings
-        self.arithmetic = Arithmetic(self.settings.precision)
+        if not (folder / CONFIG).exists():
+            raise UserError(f"{folder} holds no run")
+        config = read_config(folder)
+        remedy = "it may be of another version of this suite"
+        with usable(folder / CONFIG, remedy):
+            self.settings = Settings(**config["settings"])
+            self.commands = [str(command) for command in config["commands"]]
+            self.classes = [str(name) for name in config["classes"]]
+            data_dir = config.get("data_dir")
+            self.data_dir = None if data_dir is None else str(data_dir)
+            environment = config["environment"]
+            self.hardware = f"{environment['processor']}, torch {environment['versions']['torch']}"
+        self.store = Store(folder, config["run"])
+        sums = self.store.sums(METRICS_SUMS, writable=False)
+        self.metrics = Metrics.stored(folder / METRICS, sums)
+
+    def epochs(self, method: str) -> int:
+        """How many epochs of a method are known."""
+        return sum(self.metrics.has(method, t) for t in range(self.settings.epochs))
+
+    def finished(self, method: str) -> bool:
+        """Whether every epoch of a method is known."""
+        return self.epochs(method) == self.settings.epochs
+
+    def last(self, method: str) -> float:
+        """Test accuracy at the last epoch, a fraction."""
+        return self.metrics.of(method)[-1].test_acc
+
+    def mean_last(self, method: str) -> float:
+        """Test accuracy, a fraction, as a mean over the last ten epochs."""
+        return fmean(row.test_acc for row in self.metrics.of(method)[-LAST:])
+
+    def copy_to(self, folder: Path) -> None:
+        """Keep the run's small files in another folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in KEPT:
+            if (self.folder / name).exists():
+                shutil.copyfile(self.folder / name, folder / name)
 
     @property
     def command(self) -> str:
         """The command that makes what is missing of the run."""
-        commands = self.record.commands
+        commands = self.commands
         return commands[-1] if commands else f"python train_cmd.py --model {self.settings.model}"
 
     def require(self, name: str, method: type[Method] | None = None) -> Path:
@@ -68,6 +120,10 @@ class FinishedRun:
             ) from error
         raise UserError(f"{path} is not there; this makes it: {command}")
 
+    def compute(self, device: torch.device) -> Compute:
+        """How the run's models are tested on a device."""
+        return Compute(device, Arithmetic(self.settings.precision))
+
     def tested_at_once(self, device: torch.device) -> int:
         """Images in a test batch of the run's, on a device."""
         return tested_at_once(self.settings, device)
@@ -75,9 +131,7 @@ class FinishedRun:
     @cached_property
     def model(self) -> nn.Module:
         """A model of the run's architecture, its weights of no meaning."""
-        entry = get_model(self.settings.model)
-        options = {"weights": "none"} if entry.pretrained else {}
-        model = entry.build(num_classes=len(self.record.classes), **options).eval()
+        model = get_model(self.settings.model).build(len(self.classes)).eval()
         return model.to(memory_format=torch.channels_last)  # as the run's was
 
     @cached_property
@@ -92,7 +146,7 @@ class FinishedRun:
         Raises UserError if they are not all there.
         """
         path, n_weights = self.require(TRAJECTORY), sum(size for _, size in self.layers)
-        sums = self.record.store.sums(TRAJECTORY_SUMS, writable=False)
+        sums = self.store.sums(TRAJECTORY_SUMS, writable=False)
         trajectory = Trajectory(path, n_weights, sums=sums)
         if len(trajectory) < self.settings.epochs:
             raise UserError(
@@ -110,7 +164,7 @@ class FinishedRun:
         """
         settings = self.settings
         if data_dir is None:
-            kept = self.record.data_dir
+            kept = self.data_dir
             data_dir = "data" if kept is None else kept
         entry = get_model(settings.model)
         dataset = entry.load_dataset(settings.dataset, data_dir, settings.limit)
@@ -137,10 +191,26 @@ class FinishedRun:
         Raises UserError if they are not there or of another model.
         """
         path = self.require(PostHocCMD.files()[0], PostHocCMD)
-        cmd = load_cmd(self.record.store, path.name)
+        cmd = load_cmd(self.store, path.name)
         if cmd.n_weights != sum(size for _, size in self.layers):
             raise UserError(
                 f"{path} is of a model of {cmd.n_weights:,} weights, not of this run: remove it, "
                 f"and this makes it: {self.command}"
             )
         return cmd
+
+
+def require_alike(runs: Sequence[StoredRun]) -> None:
+    """Raise UserError unless the runs differ in nothing but the seed that their rows depend on, so
+    that a mean over them is of one experiment."""
+    first = runs[0]
+    for other in runs[1:]:
+        both = [m for m in METHODS if first.metrics.of(m.name) and other.metrics.of(m.name)]
+        free = undecided(first.settings, both, tested=True) | {"seed"}
+        found = differences(other.settings, asdict(first.settings), free)
+        if found:
+            raise UserError(
+                f"{other.folder} (here) is not to be averaged with {first.folder} (there): "
+                f"{'; '.join(found)}; leave one of them out of --seeds, or choose another "
+                "--results_dir"
+            )
