@@ -86,8 +86,8 @@ def compare(args: argparse.Namespace) -> None:
             run.record(args.command, args.data_dir)
             training, tests = comparison.ahead()
             print(f"ahead: {training} epochs of training, {tests} tests", flush=True)
-            for progress in comparison.complete():
-                print(line(progress, own.epochs), flush=True)
+            for done in comparison.complete():
+                print(describe(done, own.epochs), flush=True)
             if ranks.first:
                 summaries.append(summarise(selected, comparison.metrics, own, run.n_weights, place))
                 write_json(summaries[-1], place / SUMMARY)
@@ -138,15 +138,15 @@ def batch_progress(batches, epoch: int):
     return tqdm(batches, f"epoch {epoch}", unit="batch", leave=False, disable=None)
 
 
-def line(progress: Progress, epochs: int) -> str:
+def describe(done: Progress, epochs: int) -> str:
     """What is printed of an epoch: its training, and the accuracy of each method tested."""
-    words = [f"epoch {progress.epoch:>{len(str(epochs - 1))}} of 0 … {epochs - 1}"]
-    if progress.trained is not None:
-        loss, accuracy, seconds = progress.trained
+    words = [f"epoch {done.epoch:>{len(str(epochs - 1))}} of 0 … {epochs - 1}"]
+    if done.trained is not None:
+        loss, accuracy, seconds = done.trained
         words.append(f"train: loss {loss:.4f}, {100 * accuracy:.2f} %, {seconds:.1f} s")
     labels = {method.name: method.label for method in METHODS}
-    if progress.rows:
-        tested = (f"{labels[row.method]} {100 * row.test_acc:.2f} %" for row in progress.rows)
+    if done.rows:
+        tested = (f"{labels[row.method]} {100 * row.test_acc:.2f} %" for row in done.rows)
         words.append("test: " + ", ".join(tested))
     return " | ".join(words)
 

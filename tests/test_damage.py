@@ -135,15 +135,15 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """A run that was stopped within embedded CMD, whose state it keeps."""
-    results, real = tmp_path_factory.mktemp("stopped"), train_cmd.print_epoch
+    results, real = tmp_path_factory.mktemp("stopped"), train_cmd.describe
 
-    def until_embedding(run, epoch, rows, *others):
-        real(run, epoch, rows, *others)
-        if any(row.method == "cmd_embed" for row in rows):
+    def until_embedding(done, epochs):
+        if any(row.method == "cmd_embed" for row in done.rows):
             raise KeyboardInterrupt
+        return real(done, epochs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_cmd, "print_epoch", until_embedding)
+        patch.setattr(train_cmd, "describe", until_embedding)
         assert train_cmd.main([*RUN, "--results_dir", str(results)]) == 130
     assert (results / "lenet/cmd_embed_state.pt").exists()
     return results
