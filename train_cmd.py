@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from utils import flags
 from utils.base_utils import get_model
+from utils.data.datasets import Dataset
 from utils.methods.comparison import Comparison, Progress, watchers
 from utils.methods.registry import METHODS, Method, Settings
 from utils.results.pictures.accuracy import plot_test_accuracy
@@ -70,28 +71,9 @@ def compare(args: argparse.Namespace) -> None:
         folders = {seed: seed_folder(args.results_dir, args.model, seed) for seed in args.seeds}
     summaries = []
     for number, (seed, place) in enumerate(folders.items(), start=1):
-        own = replace(settings, seed=seed)
         which = "" if args.seeds is None else f"seed {seed} ({number} of {len(folders)}), "
-        with Run(
-            place, own, dataset, compute, watchers(own), args.overwrite, args.weights,
-            args.test_batch_size,
-        ) as run:  # fmt: skip
-            print(
-                f"{args.model} on {args.dataset}: {run.n_weights:,} weights, {own.epochs} epochs, "
-                f"{len(dataset.train):,} + {len(dataset.test):,} images, {which}{device}, in "
-                f"{place}",
-                flush=True,
-            )
-            comparison = Comparison(run, selected)
-            run.record(args.command, args.data_dir)
-            training, tests = comparison.ahead()
-            print(f"ahead: {training} epochs of training, {tests} tests", flush=True)
-            for done in comparison.complete():
-                print(describe(done, own.epochs), flush=True)
-            if ranks.first:
-                summaries.append(summarise(selected, comparison.metrics, own, run.n_weights, place))
-                write_json(summaries[-1], place / SUMMARY)
-                plot_test_accuracy(selected, own, [place], place / PLOT)
+        own = replace(settings, seed=seed)
+        summaries.append(compare_on_run(args, place, own, dataset, compute, selected, which))
 
     ranks.leave()
     if not ranks.first:
@@ -103,6 +85,46 @@ def compare(args: argparse.Namespace) -> None:
         first = replace(settings, seed=args.seeds[0])
         plot_test_accuracy(selected, first, list(folders.values()), plot)
     print(f"\n{table(summary)}\n\nplot: {plot}")
+
+
+def compare_on_run(
+    args: argparse.Namespace,
+    folder: Path,
+    settings: Settings,
+    dataset: Dataset,
+    compute: Compute,
+    selected: list[type[Method]],
+    which: str,
+) -> dict:
+    """Train one run, or what is left of it, with the methods on it; returns its summary."""
+    with Run(
+        folder,
+        settings,
+        dataset,
+        compute,
+        watchers(settings),
+        overwrite=args.overwrite,
+        weights=args.weights,
+        test_batch_size=args.test_batch_size,
+    ) as run:
+        print(
+            f"{settings.model} on {settings.dataset}: {run.n_weights:,} weights, "
+            f"{settings.epochs} epochs, {len(dataset.train):,} + {len(dataset.test):,} images, "
+            f"{which}{compute.device}, in {folder}",
+            flush=True,
+        )
+        comparison = Comparison(run, selected)
+        run.record(args.command, args.data_dir)
+        training, tests = comparison.ahead()
+        print(f"ahead: {training} epochs of training, {tests} tests", flush=True)
+        for done in comparison.complete():
+            print(describe(done, settings.epochs), flush=True)
+        if not compute.ranks.first:
+            return {}
+        summary = summarise(selected, comparison.metrics, settings, run.n_weights, folder)
+        write_json(summary, folder / SUMMARY)
+        plot_test_accuracy(selected, settings, [folder], folder / PLOT)
+        return summary
 
 
 def make_settings(args: argparse.Namespace, selected: list[type[Method]]) -> Settings:

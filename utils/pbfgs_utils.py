@@ -3,7 +3,7 @@
 "Low Dimensional Trajectory Hypothesis is True: DNNs Can Be Trained in Tiny Subspaces", TPAMI 2022.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +33,8 @@ def principal_directions(
     """
     ranges = [slice(0, snapshots.n_weights)] if ranges is None else list(ranges)
     n_epochs, device = len(snapshots), snapshots.device
-    gram = torch.zeros(n_epochs, n_epochs, dtype=torch.float64, device=device)
-    for _, moved in _centred(snapshots, ranges):
-        gram.addmm_(moved, moved.T)
-    values, vectors = torch.linalg.eigh(gram)
+    centred = (moved for _, moved in _centred(snapshots, ranges))
+    values, vectors = gram_eigenvectors(centred, n_epochs, device)
     values, vectors = values.flip(0), vectors.flip(1)
     rounding = n_epochs * torch.finfo(values.dtype).eps * values[0]
     rank = min(int((values > rounding).sum()), n_epochs - 1)
@@ -50,6 +48,22 @@ def principal_directions(
         directions[:, part] = project @ moved
     low, high = directions.aminmax(dim=1)
     return directions.mul_(torch.where(high >= -low, 1.0, -1.0)[:, None])
+
+
+def gram_eigenvectors(
+    pieces: Iterable[Tensor], n_epochs: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, float64 [T], ascending, and eigenvectors, [T, T], of the T × T Gram matrix of
+    snapshots.
+
+    Args:
+        pieces: the snapshots of some weights each, float [T, n].
+    """
+    gram = torch.zeros(n_epochs, n_epochs, dtype=torch.float64, device=device)
+    for piece in pieces:
+        wide = piece.double()
+        gram.addmm_(wide, wide.T)
+    return torch.linalg.eigh(gram)
 
 
 def _centred(snapshots: Snapshots, ranges: Sequence[slice]) -> Iterator[tuple[slice, Tensor]]:

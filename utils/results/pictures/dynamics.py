@@ -23,6 +23,7 @@ from utils.cmd.fitting import CMDModel, Snapshots, fit_cmd
 from utils.cmd.vector import read_vector, write_vector
 from utils.methods.cmd import AdaptiveCMD, OnlineCMDMethod, online_cmd
 from utils.methods.registry import Settings
+from utils.pbfgs_utils import gram_eigenvectors
 from utils.results.pictures.needs import require_movement, require_sample, require_warmup
 from utils.results.pictures.style import STYLE, caption, mark_epoch, mode_color, save
 from utils.results.stored_run import StoredRun
@@ -173,11 +174,8 @@ def in_their_span(
     """The snapshots' coordinates in an orthonormal basis of their span, float64 [r, T], and some
     weights' rows of that basis, [n, r]."""
     n_epochs = len(snapshots)
-    gram = torch.zeros(n_epochs, n_epochs, dtype=torch.float64)
-    for _, columns in progress(snapshots.parts()):
-        wide = columns.double()
-        gram.addmm_(wide, wide.T)
-    values, vectors = torch.linalg.eigh(gram)
+    pieces = (columns for _, columns in progress(snapshots.parts()))
+    values, vectors = gram_eigenvectors(pieces, n_epochs, snapshots.device)
     kept = values > n_epochs * torch.finfo(values.dtype).eps * values[-1]
     scale = values[kept].sqrt()
     basis = snapshots.columns(some).double().T @ vectors[:, kept] / scale
