@@ -25,7 +25,7 @@ from utils import flags
 from utils.base_utils import MODELS, get_model
 from utils.methods.registry import METHODS
 from utils.results.markdown import markdown
-from utils.results.paper import TABLES, Row, Table, methods_of
+from utils.results.paper import TABLES, Table, TableRow, methods_of
 from utils.results.stored_run import StoredRun, require_alike
 from utils.system.arguments import Parser
 from utils.system.command import run_command
@@ -61,7 +61,7 @@ def reproduce(args: argparse.Namespace) -> int:
     return code
 
 
-def select_rows(table: Table, models: Sequence[str] | None) -> list[Row]:
+def select_rows(table: Table, models: Sequence[str] | None) -> list[TableRow]:
     """The rows of the models asked for.
 
     Raises UserError if the table has none of a model.
@@ -73,7 +73,7 @@ def select_rows(table: Table, models: Sequence[str] | None) -> list[Row]:
     return [row for row in table.rows if models is None or row.model in models]
 
 
-def run_missing(args: argparse.Namespace, rows: Sequence[Row]) -> int:
+def run_missing(args: argparse.Namespace, rows: Sequence[TableRow]) -> int:
     """Run what is not there yet; returns the exit code of the last run, 0 where none stopped."""
     commands = [command(args, row) for row in rows]
     for argv in commands:  # what is wrong is said before anything is run
@@ -88,7 +88,7 @@ def run_missing(args: argparse.Namespace, rows: Sequence[Row]) -> int:
     return 0
 
 
-def command(args: argparse.Namespace, row: Row) -> list[str]:
+def command(args: argparse.Namespace, row: TableRow) -> list[str]:
     """The arguments of train_cmd.py that run a row."""
     argv = ["--model", row.model, *row.flags]
     needed = methods_of(row)
@@ -135,17 +135,17 @@ def of_shorter_runs(epochs: int, whole: int, scheduler: str = "none") -> list[st
     ]  # fmt: skip
 
 
-def results_dir(args: argparse.Namespace, row: Row) -> Path:
+def results_dir(args: argparse.Namespace, row: TableRow) -> Path:
     """The --results_dir of a row's runs; rows of one experiment share it."""
     return Path(args.results_dir) / row.experiment
 
 
-def run_folder(args: argparse.Namespace, row: Row, seed: int) -> Path:
+def run_folder(args: argparse.Namespace, row: TableRow, seed: int) -> Path:
     """Where a row's run with a seed lies."""
     return seed_folder(results_dir(args, row), row.model, seed)
 
 
-def records(args: argparse.Namespace, row: Row) -> dict[int, StoredRun]:
+def records(args: argparse.Namespace, row: TableRow) -> dict[int, StoredRun]:
     """The runs of a row that lie there, by seed.
 
     Raises UserError if one of them is not a run of that row or of what was asked for, or they
@@ -172,7 +172,7 @@ def records(args: argparse.Namespace, row: Row) -> dict[int, StoredRun]:
     return found
 
 
-def report(args: argparse.Namespace, table: Table, rows: Sequence[Row]) -> str:
+def report(args: argparse.Namespace, table: Table, rows: Sequence[TableRow]) -> str:
     """The table in Markdown, with what was run for it."""
     found = {row: records(args, row) for row in rows}
     if not any(found.values()):
@@ -183,7 +183,7 @@ def report(args: argparse.Namespace, table: Table, rows: Sequence[Row]) -> str:
     return markdown(table, found, args.seeds)
 
 
-def keep(args: argparse.Namespace, rows: Sequence[Row]) -> None:
+def keep(args: argparse.Namespace, rows: Sequence[TableRow]) -> None:
     """Copy the small files of the runs to another folder."""
     for row in rows:
         for seed, record in records(args, row).items():

@@ -306,7 +306,7 @@ def test_grids_of_another_precision_or_test_batch_are_others(finished, tmp_path)
     assert len(grids) == 3
     cut = grids[0].read_bytes()
     grids[0].write_bytes(cut[: len(cut) // 2])
-    assert landscape.Grid.load(grids[0], "key") is None
+    assert landscape.Landscape.load(grids[0], "key") is None
 
 
 def test_images_are_found_again_however_they_were_given(drawn, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from utils.cmd.fitting import CMDModel, Snapshots, fit_cmd
 from utils.cmd.vector import write_vector
 from utils.data.datasets import load_dataset
 from utils.results.pictures import dynamics, landscape
-from utils.results.pictures.correlation import by_mode, spread
+from utils.results.pictures.correlation import apart, by_mode
 from utils.results.pictures.modes import mapped_members, movement_of
 from utils.results.stored_run import StoredRun
 from utils.storage.store import Store, read_config
@@ -99,7 +99,7 @@ def test_order_by_mode():
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_labels_are_kept_apart(places):
     places = np.sort(places)
-    found = spread(places, 0.04)
+    found = apart(places, 0.04)
     assert (np.diff(found) >= 0.04 - 1e-9).all()
     assert found[0] >= -1e-9 and found[-1] <= 1 + 1e-9
 

@@ -7,7 +7,7 @@ from utils.federated.partition import PARTITIONS
 from utils.federated.runners import RUNNERS
 from utils.federated.settings import METHODS
 from utils.flags import add_device_flag, add_setting
-from utils.system.arguments import at_least, positive, share
+from utils.system.arguments import at_least, fraction, positive
 from utils.training.optimizers import OPTIMIZERS
 from utils.training.precision import PRECISIONS
 
@@ -135,7 +135,7 @@ def add_freezing_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("APF and A-APF")
     group.add_argument(
         "--apf_alpha",
-        type=share,
+        type=fraction,
         default=0.99,
         metavar="ALPHA",
         help="share of the averages that stays, a check (default: %(default)s)",

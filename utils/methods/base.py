@@ -143,7 +143,7 @@ class Method(ABC):
         return None
 
     @classmethod
-    def share(cls, folder: Path) -> Tensor | None:
+    def embedded_share(cls, folder: Path) -> Tensor | None:
         """[T], the share of weights that it has embedded after each epoch of a finished run."""
         return None
 

@@ -112,11 +112,11 @@ class EmbeddedCMD(Method):
 
     @classmethod
     def figures(cls, folder: Path) -> dict:
-        share = cls.share(folder)
+        share = cls.embedded_share(folder)
         return {"embedded_mean": share.mean().item(), "embedded_last": share[-1].item()}
 
     @classmethod
-    def share(cls, folder: Path) -> Tensor | None:
+    def embedded_share(cls, folder: Path) -> Tensor | None:
         result = cls._result(folder)
         return result["embedded_counts"].sum(1) / result["layer_sizes"].sum()
 

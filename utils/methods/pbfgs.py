@@ -191,9 +191,9 @@ class PBFGS(Method):
                 step = list(islice(drawn, size))
                 count = sum(batch.total for batch in step)
                 logits = partial(self._arithmetic.logits, self.module)
-                shares = [_Share(logits, batch, count) for batch in step]
-                total_loss += count * self._bfgs.step(shares)
-                n_correct += sum(share.n_correct for share in shares)
+                losses = [_PartialLoss(logits, batch, count) for batch in step]
+                total_loss += count * self._bfgs.step(losses)
+                n_correct += sum(loss.n_correct for loss in losses)
                 n_images += count
         self._bfgs.settle()
         run.ranks.align_buffers(self.module)
@@ -215,7 +215,7 @@ class EqualPBFGS(PBFGS):
         return settings.warmup_cmd, min(settings.pbfgs_num, settings.warmup_cmd)
 
 
-class _Share:
+class _PartialLoss:
     """This rank's share of a mini-batch's share of the mean loss over `count` images: a function
     of nothing, as the line search calls it."""
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
-from utils.results.paper import Figure, Row, Table
+from utils.results.paper import Figure, Table, TableRow
 from utils.results.stored_run import StoredRun
 from utils.results.summary import LAST, percent
 
 
 def markdown(
-    table: Table, found: Mapping[Row, Mapping[int, StoredRun]], seeds: Sequence[int]
+    table: Table, found: Mapping[TableRow, Mapping[int, StoredRun]], seeds: Sequence[int]
 ) -> str:
     """The table, its legend, and what was run.
 
@@ -42,7 +42,7 @@ def cell(
     ours = "–"
     if finished:
         last, mean = (
-            spread([get(record, method) for record in finished])
+            mean_and_deviation([get(record, method) for record in finished])
             for get in (StoredRun.last, StoredRun.mean_last)
         )
         ours = f"{last} / {mean}"
@@ -51,12 +51,12 @@ def cell(
     return ours if paper is None else f"{ours} ({paper[0]:.2f} ± {paper[1]:.2f})"
 
 
-def spread(values: Sequence[float]) -> str:
+def mean_and_deviation(values: Sequence[float]) -> str:
     """The mean of fractions, in percent, ± their sample standard deviation if there are more."""
     return percent(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
-def describe(row: Row, records: Mapping[int, StoredRun], seeds: Sequence[int]) -> list[str]:
+def describe(row: TableRow, records: Mapping[int, StoredRun], seeds: Sequence[int]) -> list[str]:
     """How far a row's runs are, in what setting, and the commands that made them: list items."""
     lines, told = [], []
     for seed in seeds:

@@ -8,7 +8,7 @@ Figure = tuple[float, float]  # mean, standard deviation over its seeds
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class TableRow:
     """A row of a table: one experiment, run with each seed, and the methods compared on it.
 
     Compared by identity. experiment: equal in rows of several tables where they are the same run.
@@ -29,7 +29,7 @@ class Table:
 
     title: str
     columns: tuple[tuple[str, str], ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
 
 # The order of a row's figures; "equal" has the warm-up of online CMD, "long" one of 80 epochs.
@@ -42,9 +42,9 @@ TABLE1_COLUMNS = (
 TABLE2_COLUMNS = (("sgd", "SGD"), ("ema", "EMA"), ("swa", "SWA"), ("cmd_online", "Online CMD"))
 
 
-def _row(label: str, model: str, columns: tuple, *figures: Figure, **options) -> Row:
+def _row(label: str, model: str, columns: tuple, *figures: Figure, **options) -> TableRow:
     names = [name for name, _ in columns]
-    return Row(label, model, dict(zip(names, figures, strict=False)), **options)
+    return TableRow(label, model, dict(zip(names, figures, strict=False)), **options)
 
 
 # fmt: off
@@ -81,7 +81,9 @@ EVERYTHING = Table(
     "Every method",
     tuple((method.name, method.label) for method in METHODS),
     tuple(
-        Row(row.label, row.model, {method.name: row.paper.get(method.name) for method in METHODS})
+        TableRow(
+            row.label, row.model, {method.name: row.paper.get(method.name) for method in METHODS}
+        )
         for row in TABLE1.rows
     ),
 )
@@ -89,7 +91,7 @@ EVERYTHING = Table(
 TABLES = {"table1": TABLE1, "table2": TABLE2, "methods": EVERYTHING}
 
 
-def methods_of(row: Row) -> list[str]:
+def methods_of(row: TableRow) -> list[str]:
     """The methods that a row's run needs: its own, and those of equal runs' rows that have to
     watch every step of the training and so cannot be added to it later."""
     sharing = {

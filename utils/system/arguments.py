@@ -95,7 +95,7 @@ def truth_or_count(text: str) -> bool | int:
         ) from None
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """A number from 0 to below 1."""
     try:
         value = float(text)

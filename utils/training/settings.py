@@ -15,7 +15,7 @@ import torchvision
 from utils.base_utils import DOWNLOADED, MODELS, SCRATCH, get_model
 from utils.data.datasets import DATASETS
 from utils.storage.sealed import file_digest
-from utils.system.arguments import at_least, positive, share
+from utils.system.arguments import at_least, fraction, positive
 from utils.system.devices import processor_name
 from utils.system.errors import UserError
 from utils.system.options import option
@@ -89,7 +89,7 @@ class TrainingSettings(DataSettings):
     epochs: int = option(None, "training epochs, T", at_least(1), metavar="T", told=MODELS_OWN)
     optimizer: str = option(None, "the optimizer", choices=OPTIMIZERS, told=MODELS_OWN)
     lr: float = option(None, "learning rate", positive, told=MODELS_OWN)
-    momentum: float | None = option(None, "of SGD, from 0 to below 1", share, told="0.9")
+    momentum: float | None = option(None, "of SGD, from 0 to below 1", fraction, told="0.9")
     scheduler: str = option(
         None,
         "of the learning rate: constant; cosine to 0; a tenth from 1/2 and 3/4 of the epochs on; "

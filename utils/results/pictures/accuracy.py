@@ -123,7 +123,7 @@ def shares_of(
     """
     found = {}
     for method in methods:
-        shares = [method.share(folder) for folder in folders]
+        shares = [method.embedded_share(folder) for folder in folders]
         if shares[0] is not None:
             found[method] = np.array([100 * share.numpy() for share in shares])
     return found

@@ -101,7 +101,7 @@ def _outline(axes: Axes, shown: Sequence[int], counts: Sequence[int]) -> None:
         first = LABELS - 1
         words[first:] = [f"{len(counts) - first} more: {sum(counts[first:]):,}"]
         middles = np.append(middles[:first], (starts[first] + total) / 2 / total)
-    heights = spread(middles, LABEL_ROOM)
+    heights = apart(middles, LABEL_ROOM)
     for label, middle, height in zip(words, middles, heights, strict=True):
         axes.annotate(
             label,
@@ -115,7 +115,7 @@ def _outline(axes: Axes, shown: Sequence[int], counts: Sequence[int]) -> None:
         )  # fmt: skip
 
 
-def spread(places: np.ndarray, room: float) -> np.ndarray:
+def apart(places: np.ndarray, room: float) -> np.ndarray:
     """Ascending places, moved so that they lie `room` apart and between 0 and 1, or as far apart
     as so many can."""
     room = min(room, 1 / len(places))

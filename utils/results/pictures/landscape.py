@@ -33,7 +33,7 @@ SPLITS = TRAIN, TEST = 0, 1  # of a grid's arrays
 
 
 @dataclass
-class Grid:
+class Landscape:
     """Losses and accuracies at the points of a grid.
 
     x, y: values of the two reference weights, float64 [P]. own: theirs in the last epoch, [2].
@@ -57,7 +57,7 @@ class Grid:
             np.savez(file, key=np.array(key), **vars(self))
 
     @classmethod
-    def load(cls, path: Path, key: str) -> "Grid | None":
+    def load(cls, path: Path, key: str) -> "Landscape | None":
         """The grid in a file, None if it is not there, not whole or not the one meant."""
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -191,7 +191,7 @@ def panels_of(
 def evaluate_grid(
     run: StoredRun, dataset: Dataset, device: torch.device, axes: tuple[int, int], points: int,
     span: float, path: Path, key: str, progress: Callable[[Iterable], Iterable] = iter,
-) -> Grid:  # fmt: skip
+) -> Landscape:  # fmt: skip
     """Every point of the grid, from one pass over the images each; rows are kept in `path`."""
     cmd, transform = run.posthoc, get_model(run.settings.model).transform
     own = cmd.reference_history[-1].double()
@@ -209,12 +209,12 @@ def evaluate_grid(
         return torch.stack([of_classes(model, split, transform, batch, n_classes, compute)
                             for split in splits], dim=1)  # fmt: skip
 
-    grid = Grid.load(path, key)
+    grid = Landscape.load(path, key)
     if grid is None:
         shape = (len(splits), points, points, n_classes)
         own_loss, own_correct = at(*(float(own[axis]) for axis in axes)).cpu().numpy()
         counts = [torch.bincount(s.labels, minlength=n_classes).cpu().numpy() for s in splits]
-        grid = Grid(
+        grid = Landscape(
             values[0], values[1], own[list(axes)].numpy(), np.full(shape, np.nan),
             np.full(shape, np.nan), own_loss, own_correct, np.stack(counts),
         )  # fmt: skip
@@ -252,7 +252,7 @@ def _digest(cmd: CMDModel) -> str:
 
 
 def _draw_panel(
-    figure: Figure, axes: Axes, grid: Grid, values: np.ndarray, label: str, colors: str, norm
+    figure: Figure, axes: Axes, grid: Landscape, values: np.ndarray, label: str, colors: str, norm
 ) -> None:
     known = np.isfinite(values)
     finite = values[known & (values > 0)]
@@ -280,7 +280,7 @@ def _in_the_table(run: StoredRun) -> float | None:
 
 
 def _mark_points(
-    axes: Axes, grid: Grid, accuracy: np.ndarray, own: float, known: float | None
+    axes: Axes, grid: Landscape, accuracy: np.ndarray, own: float, known: float | None
 ) -> None:
     """Post-hoc CMD's point and the best one, with what they reach in a legend below.
 
