@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from utils.cmd.embedding import steadiest
 from utils.cmd.online import OnlineCMD
 from utils.cmd.vector import write_vector
 from utils.federated.coefficients import Coefficients
@@ -92,13 +93,12 @@ class CMDServer(ServerSide):
         settings, known, cmd = self.settings, self.coefficients, self._online.model
         a, b = cmd.a.numpy(), cmd.b.numpy()
         change = np.hypot((a - known.a).astype(np.float64), (b - known.b).astype(np.float64))
-        change[known.embedded] = np.inf
-        change[known.reference] = np.inf  # never embedded
         n_weights = len(change)
         room = int(n_weights * settings.most / 100) - int(known.embedded.sum())
-        free = min(room, int(np.isfinite(change).sum()))
-        count = min(math.ceil(n_weights * settings.percentage / 100), free)
-        self._latest[np.argsort(change, kind="stable")[:count]] = True
+        count = min(math.ceil(n_weights * settings.percentage / 100), room)
+        arrays = (change, known.embedded, known.reference)
+        more = steadiest(*map(torch.from_numpy, arrays), count)
+        self._latest[more.numpy()] = True
         self.coefficients = replace(
             known,
             a=np.where(known.embedded, known.a, a),

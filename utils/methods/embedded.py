@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from utils.cmd.embedding import steadiest
 from utils.cmd.vector import layer_sizes, read_vector, write_vector
 from utils.methods.base import Method
 from utils.methods.cmd import OnlineSettings, check_online, online_cmd
@@ -203,14 +204,9 @@ class EmbeddedCMD(Method):
         """Embed the weights whose (a, b) changed least since the last time."""
         cmd, settings = self.online.model, self.settings
         change = torch.hypot(cmd.a - self._a, cmd.b - self._b)
-        taken = self._embedded.clone()
-        taken[cmd.reference] = True  # references are never embedded
-        change[taken] = torch.inf
-        n_embedded = int(self._embedded.sum())
-        total = len(change) - (n_embedded if settings.perc_rel else 0)
+        total = len(change) - (int(self._embedded.sum()) if settings.perc_rel else 0)
         count = math.ceil(total * settings.embed_perc / 100)
-        free = len(change) - int(taken.sum())
-        more = change.argsort(stable=True)[: min(count, free)]
+        more = steadiest(change, self._embedded, cmd.reference, count)
         self._a = torch.where(self._embedded, self._a, cmd.a)
         self._b = torch.where(self._embedded, self._b, cmd.b)
         if settings.embed_in_place:
