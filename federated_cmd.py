@@ -30,11 +30,12 @@ try:
     from utils.federated import flags as own_flags
     from utils.federated.client import app as client_app
     from utils.federated.flower import Context, Grid, ServerApp, silence
+    from utils.federated.methods import METHODS
     from utils.federated.prepare import prepare
     from utils.federated.report import plot, summarise, table, write_rounds
     from utils.federated.rounds import Place, Round, checkpoint_of, run_rounds
     from utils.federated.runners import RUNNERS, leave
-    from utils.federated.settings import METHODS, FederatedSettings
+    from utils.federated.settings import FederatedSettings
 except ImportError as missing:
     if not str(missing.name).startswith("flwr"):
         raise

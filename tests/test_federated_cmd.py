@@ -27,9 +27,9 @@ from utils.cmd.vector import read_vector
 from utils.federated.client import app, images_of, parts_of, restrain, trained_weights
 from utils.federated.flower import Message
 from utils.federated.messages import content_of, package_of, recall
+from utils.federated.methods import METHODS
 from utils.federated.rounds import Place, run_rounds
 from utils.federated.runners import InProcessGrid
-from utils.federated.settings import CHECKPOINT_BYTES, METHODS
 from utils.storage.store import Store
 
 SMALL = ["--model", "lenet", "--dataset", "digits", "--limit", "200", "--clients", "3"]
@@ -196,7 +196,7 @@ def test_frozen_and_embedded_weights_are_restrained_in_every_step(method):
     torch.manual_seed(0)
     model = settings.build(10).to(memory_format=torch.channels_last)
     theta = read_vector(model).numpy()
-    client = settings.client(method, len(theta))
+    client = METHODS[method].client(settings, len(theta))
     client.theta, client.live = theta.copy(), np.random.default_rng(0).random(len(theta)) < 0.5
     expected, untouched = client.theta[~client.live], client.live.copy()
     if method == "cmd":
@@ -238,8 +238,9 @@ def test_a_run_leaves_everything(finished):
     for name in ("config.json", "summary.json", "rounds.csv", "federated.png"):
         assert (folder / name).stat().st_size > 0
     assert len(rows_of(finished)) == 1 + 4 * 5
-    for method, room in CHECKPOINT_BYTES.items():
-        assert (folder / method / "checkpoint.pt").stat().st_size <= room * 548_878
+    for name, method in METHODS.items():
+        size = (folder / name / "checkpoint.pt").stat().st_size
+        assert size <= method.checkpoint_bytes * 548_878
 
 
 def test_again_when_finished_trains_nothing(finished, monkeypatch, capsys):

@@ -24,11 +24,12 @@ from utils.federated.client import app
 from utils.federated.exchange import Package
 from utils.federated.flower import Message, become_server, number, wire_bytes
 from utils.federated.messages import content_of, package_of
+from utils.federated.methods import METHODS
 from utils.federated.partition import partition
 from utils.federated.prepare import prepare, require_same
 from utils.federated.rounds import Place, checkpoint_of, run_rounds
 from utils.federated.runners import InProcessGrid
-from utils.federated.settings import METHODS, FederatedSettings
+from utils.federated.settings import FederatedSettings
 from utils.storage.files import write_text
 from utils.storage.store import Store, read_config
 from utils.system.command import Terminated
@@ -145,7 +146,7 @@ def test_stopped_after_every_round(method, fraction, tmp_path):
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 @given(
-    methods=st.permutations(METHODS).map(lambda methods: methods[:2]),
+    methods=st.permutations(list(METHODS)).map(lambda methods: methods[:2]),
     stops=st.lists(st.integers(1, 18), min_size=1, max_size=3),
     fraction=st.sampled_from(["1", "0.7", "0.4"]),
     epochs=st.sampled_from(["1", "2"]),
@@ -155,7 +156,7 @@ def test_stopped_after_every_round(method, fraction, tmp_path):
     ),
 )
 @example(
-    methods=METHODS, stops=[5, 16, 24], fraction="1", epochs="1", every="1",
+    methods=list(METHODS), stops=[5, 16, 24], fraction="1", epochs="1", every="1",
     faults={3: "raise", 4: "nan"},
 )  # fmt: skip
 def test_stopped_after_any_write(
@@ -233,9 +234,9 @@ class Traced(FederatedSettings):
             Traced.looked_at.add(name)
         return object.__getattribute__(self, name)
 
-    def text(self, method):
+    def text(self, left_out):
         before = set(Traced.looked_at)
-        text = FederatedSettings(**asdict(self)).text(method)
+        text = FederatedSettings(**asdict(self)).text(left_out)
         Traced.looked_at = before
         return text
 

@@ -13,6 +13,7 @@ from utils.data.datasets import Dataset
 from utils.federated.exchange import ClientSide, OutOfStepError, Package
 from utils.federated.flower import ClientApp, Context, Message, MetricRecord
 from utils.federated.messages import content_of, order_of, package_of, recall, remember
+from utils.federated.methods import METHODS
 from utils.federated.partition import partition
 from utils.federated.settings import FederatedSettings
 from utils.system.devices import choose_device
@@ -45,7 +46,7 @@ def train(message: Message, context: Context) -> Message:
     if fingerprint != settings.data:
         raise UserError(f"the images in {data_dir} are not those of the server")
     model = settings.build(len(dataset.classes)).to(device, memory_format=torch.channels_last)
-    client = settings.client(method, sum(layer_sizes(model)))
+    client = METHODS[method].client(settings, sum(layer_sizes(model)))
     memory = recall(context.state, method)
     if memory is not None:
         client.load_state_dict(memory)

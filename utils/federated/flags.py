@@ -5,7 +5,7 @@ import argparse
 from utils.base_utils import MODELS
 from utils.federated.partition import PARTITIONS
 from utils.federated.runners import RUNNERS
-from utils.federated.settings import METHODS
+from utils.federated.methods import METHODS
 from utils.flags import add_device_flag, add_setting
 from utils.system.arguments import at_least, fraction, positive
 from utils.training.optimizers import OPTIMIZERS
@@ -21,7 +21,7 @@ def add_federation_flags(parser: argparse.ArgumentParser) -> None:
         choices=METHODS,
         default=list(METHODS),
         metavar="METHOD",
-        help="(default: fedavg cmd apf a-apf)",
+        help=f"(default: {' '.join(METHODS)})",
     )
     group.add_argument("--clients", type=at_least(1), default=10, help="(default: %(default)s)")
     group.add_argument("--rounds", type=at_least(1), default=100, help="(default: %(default)s)")

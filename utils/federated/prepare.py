@@ -7,8 +7,9 @@ from pathlib import Path
 from utils.base_utils import get_model
 from utils.cmd.vector import layer_sizes
 from utils.federated.client import images_of, parts_of
+from utils.federated.methods import METHODS, undecided
 from utils.federated.rounds import Place, checkpoint_of
-from utils.federated.settings import CHECKPOINT_BYTES, METHODS, FederatedSettings
+from utils.federated.settings import FederatedSettings
 from utils.storage.files import require_room
 from utils.storage.store import AFRESH, CONFIG, Store, read_config, usable
 from utils.system.devices import choose_device
@@ -41,7 +42,7 @@ def prepare(args: argparse.Namespace) -> tuple[FederatedSettings, Place]:
         )
     own = [folder / checkpoint_of(method) for method in args.methods]
     already = sum(path.stat().st_size for path in own if path.exists())
-    needed = [CHECKPOINT_BYTES[method] * n_weights for method in args.methods]
+    needed = [METHODS[method].checkpoint_bytes * n_weights for method in args.methods]
     # each is kept, and one is there twice while it is replaced
     require_room(folder, sum(needed) + max(needed) - already, f"{len(own)} checkpoints")
     store = Store.new(folder)
@@ -56,7 +57,7 @@ def require_same(settings: FederatedSettings, folder: Path) -> None:
     config = read_config(folder)
     done = [method for method in METHODS if (folder / checkpoint_of(method)).exists()]
     with usable(folder / CONFIG, AFRESH):
-        found = differences(settings, config["settings"], settings.undecided(done))
+        found = differences(settings, config["settings"], undecided(settings, done))
     if found:
         raise UserError(
             f"{folder} holds a run with other settings: {'; '.join(found)}; choose another "
@@ -76,15 +77,7 @@ def make_settings(args: argparse.Namespace) -> FederatedSettings:
     for name in ("embed_perc", "embed_max"):
         if getattr(args, name) > 100:
             raise UserError(f"--{name} {getattr(args, name):g}: choose a percentage up to 100")
-    if "cmd" in args.methods and args.warmup_cmd + args.embed_window >= args.rounds:
-        raise UserError(
-            f"--warmup_cmd {args.warmup_cmd} and --embed_window {args.embed_window}: the first "
-            f"weights would be embedded at round {args.warmup_cmd + args.embed_window + 1}, which "
-            f"leaves none of --rounds {args.rounds}; choose smaller ones"
-        )
-    if len(set(args.methods)) < len(args.methods):
-        raise UserError(f"--methods {' '.join(args.methods)}: give each method once")
-    return FederatedSettings(
+    settings = FederatedSettings(
         model=args.model,
         dataset=args.dataset,
         data="",  # known once the images are loaded
@@ -111,3 +104,8 @@ def make_settings(args: argparse.Namespace) -> FederatedSettings:
         apf_threshold=args.apf_threshold,
         apf_every=args.apf_every,
     )
+    for method in args.methods:
+        METHODS[method].check(settings)
+    if len(set(args.methods)) < len(args.methods):
+        raise UserError(f"--methods {' '.join(args.methods)}: give each method once")
+    return settings

@@ -9,8 +9,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from utils.federated.methods import METHODS
 from utils.federated.rounds import Round
-from utils.federated.settings import COLORS, LABELS, FederatedSettings
+from utils.federated.settings import FederatedSettings
 from utils.results.pictures.style import STYLE, save
 from utils.storage.files import write_text
 from utils.system.tables import format_table
@@ -37,7 +38,7 @@ def summarise(
         down, up = (sum(getattr(row, f"{way}_payload") for row in rows) for way in ("down", "up"))
         wire = sum(row.down_wire + row.up_wire for row in rows)
         figures[method] = {
-            "label": LABELS[method],
+            "label": METHODS[method].label,
             "last": rows[-1].test_acc,
             f"mean_last_{LAST}": fmean(row.test_acc for row in rows[-LAST:]),
             "best": best.test_acc,
@@ -99,7 +100,7 @@ def plot(settings: FederatedSettings, histories: Mapping[str, Sequence[Round]], 
             accuracy = [100 * row.test_acc for row in rows]
             sent = np.cumsum([row.down_payload + row.up_payload for row in rows]) / 1e6
             numbers = [row.round for row in rows]
-            look = {"color": COLORS[method], "label": LABELS[method]}
+            look = {"color": METHODS[method].color, "label": METHODS[method].label}
             over_rounds.plot(numbers, accuracy, **look)
             over_bytes.plot(sent, accuracy, **look)
             # a round is played with what was live after the one before

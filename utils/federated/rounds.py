@@ -11,7 +11,8 @@ from torch import Tensor
 from utils.cmd.vector import read_vector, write_vector
 from utils.federated.client import images_of
 from utils.federated.flower import ArrayRecord, Grid
-from utils.federated.settings import LABELS, FederatedSettings
+from utils.federated.methods import METHODS, undecided
+from utils.federated.settings import FederatedSettings
 from utils.federated.strategy import ExchangeStrategy
 from utils.storage.store import Store
 from utils.training.compute import Compute
@@ -77,10 +78,10 @@ def run_rounds(
     )
     torch.manual_seed(stream_seed(settings.seed, INITIAL_WEIGHTS))
     model = settings.build(len(dataset.classes))
-    server = settings.server(method, read_vector(model).numpy(), model)
+    server = METHODS[method].server(settings, read_vector(model).numpy(), model)
     model = model.to(place.device, memory_format=torch.channels_last)
     order = {
-        "settings": settings.text(method),
+        "settings": settings.text(undecided(settings, [method])),
         "method": method,
         "data_dir": place.data_dir,
         "device": str(place.device),
@@ -100,9 +101,9 @@ def run_rounds(
         return history
     if strategy.sends_more:
         strategy.say(
-            f"note: {LABELS[method]} goes on after round {len(history)}: clients have lost what "
-            "they knew and are sent everything once; the figures count what they would have been "
-            "sent"
+            f"note: {METHODS[method].label} goes on after round {len(history)}: clients have lost "
+            "what they knew and are sent everything once; the figures count what they would have "
+            "been sent"
         )
     start = time.perf_counter()
 
@@ -144,8 +145,8 @@ def _line(method: str, row: Round, rounds: int) -> str:
     megabytes = (row.down_payload + row.up_payload) / 1e6
     loss = "nobody answered" if row.train_loss is None else f"train loss {row.train_loss:.4f}"
     return (
-        f"{LABELS[method]}, round {row.round:>{len(str(rounds))}} of {rounds} | {loss}, test "
-        f"{100 * row.test_acc:.2f} % | {megabytes:.2f} MB, {100 * row.live:.0f} % live next, "
+        f"{METHODS[method].label}, round {row.round:>{len(str(rounds))}} of {rounds} | {loss}, "
+        f"test {100 * row.test_acc:.2f} % | {megabytes:.2f} MB, {100 * row.live:.0f} % live next, "
         f"{row.seconds:.1f} s"
     )
 

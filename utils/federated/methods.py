@@ -1,0 +1,132 @@
+"""The methods that are compared. To add one, write its two sides and name it in METHODS."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
+
+from torch import nn
+
+from utils.federated.embedding import CMDClient, CMDServer, EmbeddingSettings
+from utils.federated.exchange import ClientSide, ServerSide, Vector
+from utils.federated.fedavg import FedAvgClient, FedAvgServer
+from utils.federated.freezing import FreezingClient, FreezingServer, FreezingSettings
+from utils.federated.partition import IID
+from utils.federated.settings import FederatedSettings
+from utils.system.errors import UserError
+
+
+def _any_settings(settings: FederatedSettings) -> None:
+    """The method can run with all settings."""
+
+
+@dataclass(frozen=True)
+class FederatedMethod:
+    """What is known of a method besides its algorithm.
+
+    Attributes:
+        label: its name in tables and plots.
+        color: its color in plots.
+        checkpoint_bytes: the most bytes that its checkpoint takes for each weight.
+        server: makes its server from the settings, θ, and a module of the layers whose weights θ
+            holds.
+        client: makes a client of it from the settings and the number of weights.
+        own_settings: names of the settings that matter to it alone, or to it and its like.
+        check: raises UserError where it cannot run with the settings.
+    """
+
+    label: str
+    color: str
+    checkpoint_bytes: int
+    server: Callable[[FederatedSettings, Vector, nn.Module], ServerSide]
+    client: Callable[[FederatedSettings, int], ClientSide]
+    own_settings: tuple[str, ...] = ()
+    check: Callable[[FederatedSettings], None] = _any_settings
+
+
+def _cmd_server(settings: FederatedSettings, theta: Vector, module: nn.Module) -> CMDServer:
+    embedding = EmbeddingSettings(
+        modes=settings.modes,
+        samples=settings.samples,
+        warmup=settings.warmup_cmd,
+        window=settings.embed_window,
+        percentage=settings.embed_perc,
+        most=settings.embed_max,
+        seed=settings.seed,
+    )
+    return CMDServer(theta, module, embedding)
+
+
+def _check_cmd(settings: FederatedSettings) -> None:
+    first = settings.warmup_cmd + settings.embed_window
+    if first >= settings.rounds:
+        raise UserError(
+            f"--warmup_cmd {settings.warmup_cmd} and --embed_window {settings.embed_window}: the "
+            f"first weights would be embedded at round {first + 1}, which leaves none of --rounds "
+            f"{settings.rounds}; choose smaller ones"
+        )
+
+
+def _freezing_method(label: str, color: str, random: bool) -> FederatedMethod:
+    """APF, or A-APF where it also freezes at random."""
+
+    def freezing(settings: FederatedSettings) -> FreezingSettings:
+        return FreezingSettings(
+            alpha=settings.apf_alpha,
+            threshold=settings.apf_threshold,
+            every=settings.apf_every,
+            random=random,
+            seed=settings.seed,
+        )
+
+    return FederatedMethod(
+        label=label,
+        color=color,
+        checkpoint_bytes=29,
+        server=lambda settings, theta, module: FreezingServer(theta, freezing(settings)),
+        client=lambda settings, n_weights: FreezingClient(n_weights, freezing(settings)),
+        own_settings=("apf_alpha", "apf_threshold", "apf_every"),
+    )
+
+
+METHODS = {
+    "fedavg": FederatedMethod(
+        label="FedAvg",
+        color="#666666",
+        checkpoint_bytes=6,
+        server=lambda settings, theta, module: FedAvgServer(theta),
+        client=lambda settings, n_weights: FedAvgClient(n_weights),
+    ),
+    "cmd": FederatedMethod(
+        label="CMD",
+        color="#0072B2",
+        checkpoint_bytes=40,
+        server=_cmd_server,
+        client=lambda settings, n_weights: CMDClient(n_weights),
+        own_settings=(
+            "modes",
+            "samples",
+            "warmup_cmd",
+            "embed_window",
+            "embed_perc",
+            "embed_max",
+        ),
+        check=_check_cmd,
+    ),
+    "apf": _freezing_method("APF", "#D55E00", random=False),
+    "a-apf": _freezing_method("A-APF", "#E69F00", random=True),
+}
+
+
+def undecided(settings: FederatedSettings, done: Collection[str]) -> set[str]:
+    """The names of the settings on which nothing depends.
+
+    Args:
+        settings: the run's.
+        done: the names of the methods of which something is stored.
+    """
+    if not done:
+        return {field.name for field in fields(FederatedSettings)}
+    own = {name for method in METHODS.values() for name in method.own_settings}
+    names = own - {name for method in done for name in METHODS[method].own_settings}
+    if settings.partition == IID:
+        names.add("alpha")
+    return names
