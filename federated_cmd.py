@@ -83,7 +83,7 @@ server_app = ServerApp()
 
 @server_app.main()
 def serve(grid: Grid, context: Context) -> None:
-    """The server of a deployment, by `flwr run`, its flags in the run's configuration."""
+    """Serve a deployment, started by `flwr run`; its flags are in the run's configuration."""
     silence()
     words = str(context.run_config["arguments"])
     args = build_parser().parse_args(shlex.split(words))
@@ -95,7 +95,7 @@ def serve(grid: Grid, context: Context) -> None:
 def compare(
     args: argparse.Namespace, settings: FederatedSettings, place: Place, grid: Grid
 ) -> None:
-    """Every method's rounds, one after the other; one table and one plot."""
+    """Play every method's rounds, one after the other; print one table and draw one plot."""
     folder = place.store.folder
     folder.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(folder)
@@ -126,7 +126,7 @@ def compare(
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line; a default that depends on the model is None here."""
+    """Build the command line's parser; a default that depends on the model is None here."""
     parser = Parser(prog="federated_cmd.py", description=__doc__, epilog=flags.model_table())
     own_flags.add_federation_flags(parser)
     own_flags.add_client_flags(parser)

@@ -24,7 +24,7 @@ pytest.importorskip("flwr")
 
 import federated_cmd
 from utils.cmd.vector import read_vector
-from utils.federated.client import app, images_of, parts_of, restrain, trained_weights
+from utils.federated.client import app, images_by_part, images_of, restrain, trained_weights
 from utils.federated.flower import Message
 from utils.federated.messages import content_of, package_of, recall
 from utils.federated.methods import METHODS
@@ -172,7 +172,7 @@ def test_fedavg_by_hand(tmp_path):
     ours = torch.load(path / "fedavg/checkpoint.pt", weights_only=True)["server"]["theta"]
 
     dataset, _ = images_of("lenet", "digits", "data", 200, "cpu")
-    parts = parts_of(settings, dataset)
+    parts = images_by_part(settings, dataset)
     torch.manual_seed(stream_seed(settings.seed, INITIAL_WEIGHTS))
     theta = read_vector(settings.build(10)).double()
     for version in range(3):

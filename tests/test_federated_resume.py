@@ -22,7 +22,7 @@ from tests.test_federated_cmd import Faulty
 from utils.base_utils import MODELS
 from utils.federated.client import app
 from utils.federated.exchange import Package
-from utils.federated.flower import Message, become_server, number, wire_bytes
+from utils.federated.flower import Message, become_server, set_identity, wire_bytes
 from utils.federated.messages import content_of, package_of
 from utils.federated.methods import METHODS
 from utils.federated.partition import partition
@@ -218,7 +218,7 @@ def test_bytes_on_the_wire_are_of_what_is_said():
     def sizes(node, task, name):
         become_server(node, node)
         asked = Message(content_of(package), node, "train", dst_task_id=task)
-        answer = Message(content_of(package), reply_to=number(asked, name))
+        answer = Message(content_of(package), reply_to=set_identity(asked, name))
         return wire_bytes(asked), wire_bytes(answer)
 
     assert sizes(1, 1, "7") == sizes((1 << 64) - 1, 1 << 40, "a" * 64)

@@ -1,5 +1,6 @@
 """Federated learning with fewer weights on the wire.
 
-The algorithms (exchange, fedavg, freezing, embedding) work on vectors and know no engine; client,
-strategy and server make Flower apps of them, which the runners run.
+The algorithms (exchange, fedavg, freezing, embedding, coefficients) work on vectors and know no
+engine; methods is the table of them. client, strategy and rounds make Flower apps of them, which
+the runners run; flower alone knows what is private to Flower.
 """

@@ -1,4 +1,4 @@
-"""The Flower client app: takes in a package, trains on its images, answers with live weights."""
+"""The Flower client app, which takes in a package, trains, and answers with its live weights."""
 
 from dataclasses import replace
 from functools import cache, partial
@@ -29,13 +29,13 @@ app = ClientApp()
 
 @app.query()
 def who(message: Message, context: Context) -> Message:
-    """Which part of the images this client has."""
+    """Answer which part of the images this client has."""
     return Message(content_of(Package(), part=_part(context)), reply_to=message)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """A round on this client."""
+    """Play a round on this client."""
     order = order_of(message.content)
     settings, method = FederatedSettings.parse(order["settings"]), order["method"]
     device = choose_device(str(context.node_config.get("device", order["device"])))
@@ -56,7 +56,7 @@ def train(message: Message, context: Context) -> Message:
         return Message(content_of(Package(), behind=1), reply_to=message)
 
     part = _part(context)
-    images = parts_of(settings, dataset)[part]
+    images = images_by_part(settings, dataset)[part]
     split = dataset.train.take(torch.from_numpy(images).to(device))
     write_vector(torch.from_numpy(client.theta), model)
     optimizer = make_optimizer(settings.optimizer, model, settings.lr, settings.momentum)
@@ -82,14 +82,17 @@ def train(message: Message, context: Context) -> Message:
 def restrain(client: ClientSide, trained: np.ndarray, model: nn.Module) -> None:
     """Undo what a local step did to weights that are frozen or embedded.
 
-    trained: bool [N], as `trained_weights` has it.
+    Args:
+        client: the client whose weights they are.
+        trained: bool [N], what `trained_weights` gives.
+        model: the model after the step; it is changed in place.
     """
     theta = read_vector(model).cpu().numpy()
     write_vector(torch.from_numpy(client.restrained(theta, trained)), model)
 
 
 def trained_weights(model: nn.Module) -> np.ndarray:
-    """Which weights of θ are parameters that are trained: bool [N]."""
+    """Find the weights of θ that are parameters which are trained: bool [N]."""
     trained = np.zeros(sum(layer_sizes(model)), dtype=bool)
     for where in trainable_ranges(model):
         trained[where] = True
@@ -100,16 +103,17 @@ def trained_weights(model: nn.Module) -> np.ndarray:
 def images_of(
     model: str, dataset: str, data_dir: str, limit: int | None, device: str
 ) -> tuple[Dataset, str]:
-    """The images, on the device, and their fingerprint.
+    """Load the images onto the device; returns them and their fingerprint.
 
-    Raises UserError if they are not there.
+    Raises:
+        UserError: the images are not there.
     """
     images = get_model(model).load_dataset(dataset, data_dir, limit)
     return images.to(torch.device(device)), images.fingerprint()
 
 
-def parts_of(settings: FederatedSettings, dataset: Dataset) -> list[np.ndarray]:
-    """Which of the training images each client has."""
+def images_by_part(settings: FederatedSettings, dataset: Dataset) -> list[np.ndarray]:
+    """Deal out the training images: int64 [n] for each client, by its part."""
     return partition(
         dataset.train.labels.cpu().numpy(),
         settings.clients,

@@ -1,6 +1,6 @@
 """Which weights are embedded in their modes, and what that makes of θ."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -10,8 +10,14 @@ from utils.federated.exchange import Vector
 
 @dataclass(frozen=True)
 class Coefficients:
-    """a, b: float32 [N], of the affine functions. mode: int [N]. reference: int64 [M], the modes'
-    reference weights. embedded: bool [N], the weights that are a · w_r + b."""
+    """Which weights are embedded, and the affine functions that give them.
+
+    Attributes:
+        a, b: float32 [N].
+        mode: int [N].
+        reference: int64 [M], the modes' reference weights.
+        embedded: bool [N], the weights that are a · w_r + b.
+    """
 
     a: Vector
     b: Vector
@@ -21,31 +27,36 @@ class Coefficients:
 
     @classmethod
     def none(cls, n_weights: int) -> "Coefficients":
-        """Of N weights that are all live."""
+        """Make those of N weights that are all live."""
         zeros = np.zeros(n_weights, dtype=np.float32)
         nothing = np.zeros(0, dtype=np.int64)
         return cls(zeros, zeros, zeros.astype(np.int8), nothing, zeros.astype(bool))
 
     @cached_property
     def _of_embedded(self) -> tuple[np.ndarray, ...]:
-        """Where the embedded weights lie, their a, b and modes, and where their references lie."""
+        """Find the embedded weights, their a, b and modes, and their references."""
         where = np.flatnonzero(self.embedded)
         mode = self.mode[where]
         return where, self.a[where], self.b[where], mode, self.reference[mode]
 
     def apply(self, theta: Vector) -> Vector:
-        """θ with the embedded weights set by their references, each operation rounded by itself:
-        the same on every machine."""
+        """Set the embedded weights by their references, in a copy of θ.
+
+        Each operation is rounded by itself: the result is the same on every machine.
+        """
         where, a, b, _, reference = self._of_embedded
         modelled = theta.copy()
         modelled[where] = a * theta[reference] + b
         return modelled
 
     def project(self, theta: Vector, trained: np.ndarray) -> Vector:
-        """The θ nearest to the given one, in least squares over its trained weights, among those
-        in which the embedded weights are as their references have it.
+        """Find the nearest θ in which the embedded weights are as their references have it.
 
-        trained: bool [N]; a reference that is not trained stays as it is.
+        It is the nearest in least squares over the trained weights.
+
+        Args:
+            theta: the θ that is projected.
+            trained: bool [N]; a reference that is not trained stays as it is.
         """
         where, a, b, mode, _ = self._of_embedded
         own, modes = theta[self.reference], len(self.reference)
@@ -59,10 +70,10 @@ class Coefficients:
         return self.apply(nearest)
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """The arrays by name, as the constructor takes them."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        """Give the arrays by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
-    def of_state(cls, state: dict) -> "Coefficients":
-        """From what `state_dict` gave, among other things."""
-        return cls(**{name: state[name] for name in cls.__dataclass_fields__})
+    def from_state_dict(cls, state: dict) -> "Coefficients":
+        """Make them from what `state_dict` gave; `state` may hold other things, too."""
+        return cls(**{field.name: state[field.name] for field in fields(cls)})

@@ -1,9 +1,9 @@
-"""Embedded CMD in federated learning (paper, section 4; DESIGN: embedded CMD).
+"""Embedded CMD in federated learning (paper, section 4).
 
 The server fits CMD on the synchronised weights after a warm-up of rounds, updates it every round,
 and every L rounds embeds the P % of weights whose a, b changed least. An embedded weight is
-a · w_r + b from then on, computed by all from its reference, and is sent no more in either
-direction; a, b and mode are sent once. References are always sent.
+a · w_r + b from then on: server and clients compute it from its reference, and it is sent no more
+in either direction; its a, b and mode are sent once. References are always sent.
 """
 
 import copy
@@ -23,11 +23,17 @@ from utils.federated.exchange import ClientSide, Package, ServerSide, Vector
 
 @dataclass(frozen=True)
 class EmbeddingSettings:
-    """modes, samples: M, K. warmup: F, the round whose weights CMD is first fitted with. window: L.
-    percentage: P, of all weights. most: percentage of all weights that are ever embedded. seed: of
-    the sample.
+    """The settings of embedded CMD.
 
-    `most` keeps enough weights live for training to go on with.
+    Attributes:
+        modes: M.
+        samples: K.
+        warmup: F, the round whose weights CMD is first fitted with.
+        window: L.
+        percentage: P, of all weights.
+        most: percentage of all weights that are ever embedded; the others stay live, for training
+            to go on with.
+        seed: of the sample.
     """
 
     modes: int = 10
@@ -43,7 +49,13 @@ class CMDServer(ServerSide):
     """The server of embedded CMD."""
 
     def __init__(self, theta: Vector, module: nn.Module, settings: EmbeddingSettings) -> None:
-        """module: of the layers whose weights θ holds; it is copied."""
+        """Start from θ.
+
+        Args:
+            theta: float32 [N].
+            module: of the layers whose weights θ holds; it is copied.
+            settings: those of embedded CMD.
+        """
         super().__init__(theta)
         self.settings = settings
         self._online = OnlineCMD(
@@ -60,7 +72,10 @@ class CMDServer(ServerSide):
         return Package({"values": self.theta[self.live]} | self._told(self.coefficients.embedded))
 
     def _told(self, which: np.ndarray) -> dict[str, np.ndarray]:
-        """What has to be known of the weights in `which`: 9 bytes for each, a bit for others."""
+        """Gather what a client has to know of the weights in `which`, bool [N].
+
+        It takes 9 bytes for each of them, and a bit for each other.
+        """
         if not which.any():
             return {}
         known = self.coefficients
@@ -90,6 +105,7 @@ class CMDServer(ServerSide):
             self._embed_more()
 
     def _embed_more(self) -> None:
+        """Embed the weights whose (a, b) changed least since the last time."""
         settings, known, cmd = self.settings, self.coefficients, self._online.model
         a, b = cmd.a.numpy(), cmd.b.numpy()
         change = np.hypot((a - known.a).astype(np.float64), (b - known.b).astype(np.float64))
@@ -114,7 +130,7 @@ class CMDServer(ServerSide):
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        self.coefficients = Coefficients.of_state(state)
+        self.coefficients = Coefficients.from_state_dict(state)
         self._latest = state["latest"]
         self._online.load_state_dict(state["cmd"])
 
@@ -160,4 +176,4 @@ class CMDClient(ClientSide):
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        self.coefficients = Coefficients.of_state(state)
+        self.coefficients = Coefficients.from_state_dict(state)

@@ -1,4 +1,4 @@
-"""What a server and its clients tell each other of θ, by method: vectors in, packages out.
+"""What a server and its clients tell each other of θ: they take in vectors, and make packages.
 
 The server holds the synchronised weights θ and their version, the number of aggregations behind
 them. In a round it makes each client a package that brings it to θ, bit for bit; the client trains,
@@ -16,29 +16,29 @@ Vector = np.ndarray  # float32 [N] unless said otherwise
 
 
 class OutOfStepError(Exception):
-    """A package is not for what the client knows: it needs one that brings everything."""
+    """A package builds on a version that the client does not have: it needs everything."""
 
 
 @dataclass
 class Package:
-    """What is sent: arrays and numbers by name.
-
-    payload: bytes of the arrays; 4 for each weight, besides what a method has to tell.
-    """
+    """What is sent: arrays and numbers by name."""
 
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
 
     @property
     def payload(self) -> int:
+        """Count the bytes of the arrays: 4 for each weight, besides what a method has to tell."""
         return sum(array.nbytes for array in self.arrays.values())
 
 
 class ServerSide(ABC):
     """A method's server.
 
-    theta: float32 [N], the synchronised weights. version: how many aggregations made them.
-    live: bool [N], the weights that clients send in this round.
+    Attributes:
+        theta: float32 [N], the synchronised weights.
+        version: how many aggregations made them.
+        live: bool [N], the weights that clients send in this round.
     """
 
     def __init__(self, theta: Vector) -> None:
@@ -51,9 +51,10 @@ class ServerSide(ABC):
         return float(self.live.mean())
 
     def down(self, have: int | None) -> Package:
-        """The package for a client.
+        """Make the package for a client.
 
-        have: the version that it knows, None for nothing or nothing certain.
+        Args:
+            have: the version that the client knows; None where that is none, or not certain.
         """
         in_step = have is not None and have == self.version - 1
         package = self._news() if in_step else self._everything()
@@ -61,7 +62,11 @@ class ServerSide(ABC):
         return package
 
     def check(self, package: Package) -> None:
-        """Raise ValueError unless a client's answer can be taken in."""
+        """Check that a client's answer can be taken in.
+
+        Raises:
+            ValueError: it cannot.
+        """
         if package.numbers.get("version") != self.version:
             raise ValueError(f"an answer to version {package.numbers.get('version')}, not to "
                              f"{self.version}")  # fmt: skip
@@ -73,24 +78,29 @@ class ServerSide(ABC):
             raise ValueError("weights that are not finite")
 
     def aggregate(self, packages: Sequence[Package], counts: Sequence[int]) -> None:
-        """Make the next version: the mean of what clients sent, weighted by their counts."""
+        """Make the next version: the mean of what clients sent, weighted by their counts.
+
+        Args:
+            packages: the clients' answers.
+            counts: how many images each client trained on.
+        """
         self.theta[self.live] = weighted_mean([p.arrays["values"] for p in packages], counts)
         self.version += 1
         self._aggregated()
 
     @abstractmethod
     def _news(self) -> Package:
-        """What a client of the version before lacks."""
+        """Make the package for a client that knows the version before."""
 
     @abstractmethod
     def _everything(self) -> Package:
-        """What a client needs that knows nothing."""
+        """Make the package for a client that knows nothing."""
 
     def _aggregated(self) -> None:  # noqa: B027 (optional to override)
-        """θ has its next version; decide what is live from now on."""
+        """Decide what is live from now on: θ has its next version."""
 
     def state_dict(self) -> dict:
-        """All that `load_state_dict` needs to go on: arrays and numbers."""
+        """Give all that `load_state_dict` needs to go on: arrays and numbers."""
         return {"theta": self.theta, "version": self.version, "live": self.live}
 
     def load_state_dict(self, state: dict) -> None:
@@ -100,8 +110,10 @@ class ServerSide(ABC):
 class ClientSide(ABC):
     """A method's client: what it knows of the synchronised weights.
 
-    theta: float32 [N], equal to the server's when the version was. version: None for nothing.
-    live: bool [N], the weights that it sends.
+    Attributes:
+        theta: float32 [N], what the server's θ was at the client's version.
+        version: the version that the client knows; None for none.
+        live: bool [N], the weights that the client sends.
     """
 
     def __init__(self, n_weights: int) -> None:
@@ -112,7 +124,8 @@ class ClientSide(ABC):
     def receive(self, package: Package) -> None:
         """Take in a package, after which θ is the server's.
 
-        Raises OutOfStepError, having changed nothing, if it is for a client that knows more.
+        Raises:
+            OutOfStepError: the package is for a client of another version; nothing has changed.
         """
         version, since = package.numbers["version"], package.numbers["since"]
         if since >= 0 and since != self.version:
@@ -125,18 +138,20 @@ class ClientSide(ABC):
 
     @property
     def restrains(self) -> bool:
-        """Whether `restrained` may change anything now."""
+        """Tell whether `restrained` may change anything now."""
         return not self.live.all()
 
     def restrained(self, theta: Vector, trained: np.ndarray) -> Vector:
-        """The client's model after a local step, given what the step made of it.
+        """Turn the model after a local step into one that the method allows.
 
-        trained: bool [N], the weights that are parameters which the optimizer steps.
+        Args:
+            theta: float32 [N], the client's model after the step; it is not changed.
+            trained: bool [N], the weights that are parameters which the optimizer steps.
         """
         return theta
 
     def up(self, theta: Vector) -> Package:
-        """The answer, given the trained weights."""
+        """Make the answer from the trained weights."""
         values = np.ascontiguousarray(theta[self.live], dtype=np.float32)
         return Package({"values": values}, {"version": self.version})
 
@@ -147,7 +162,7 @@ class ClientSide(ABC):
     def _take_everything(self, package: Package) -> None: ...
 
     def state_dict(self) -> dict:
-        """All that `load_state_dict` needs to go on: arrays and numbers."""
+        """Give all that `load_state_dict` needs to go on: arrays and numbers."""
         version = -1 if self.version is None else self.version
         return {"theta": self.theta, "version": version, "live": self.live}
 
@@ -157,11 +172,16 @@ class ClientSide(ABC):
 
 
 def weighted_mean(vectors: Sequence[np.ndarray], counts: Sequence[int]) -> np.ndarray:
-    """Σ cᵢ vᵢ / Σ cᵢ, summed in float64 in the order given: float32 [n].
+    """Compute Σ cᵢ vᵢ / Σ cᵢ, summed in float64 in the order given: float32 [n].
 
     "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017.
 
-    Raises ValueError if there is none or the counts do not add up to something positive.
+    Args:
+        vectors: float32 [n] each.
+        counts: one for each vector.
+
+    Raises:
+        ValueError: there are no vectors, not as many counts, or the counts' sum is not positive.
     """
     if not vectors or len(vectors) != len(counts) or sum(counts) <= 0:
         raise ValueError(f"{len(vectors)} vectors with counts {list(counts)} have no mean")

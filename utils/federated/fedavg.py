@@ -1,4 +1,4 @@
-"""FedAvg: everything goes down and up in every round.
+"""FedAvg, in which all weights go down and up in every round.
 
 "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017.
 """

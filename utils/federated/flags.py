@@ -1,4 +1,4 @@
-"""The flags of federated_cmd.py that train_cmd.py has not, or means otherwise."""
+"""The flags of federated_cmd.py that train_cmd.py does not have, or means otherwise."""
 
 import argparse
 
@@ -13,7 +13,7 @@ from utils.training.precision import PRECISIONS
 
 
 def add_federation_flags(parser: argparse.ArgumentParser) -> None:
-    """Methods, clients and rounds."""
+    """Add the flags of methods, clients and rounds."""
     group = parser.add_argument_group("federation")
     group.add_argument(
         "--methods",
@@ -66,7 +66,7 @@ def add_federation_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_client_flags(parser: argparse.ArgumentParser) -> None:
-    """What clients train, and how."""
+    """Add the flags of what clients train, and how."""
     group = parser.add_argument_group("model and training")
     group.add_argument("--model", choices=MODELS, default="res18", help="(default: %(default)s)")
     group.add_argument(
@@ -86,7 +86,7 @@ def add_client_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_embedding_flags(parser: argparse.ArgumentParser) -> None:
-    """Of embedded CMD, in rounds."""
+    """Add the flags of embedded CMD, which count in rounds."""
     group = parser.add_argument_group("CMD")
     group.add_argument(
         "--modes",
@@ -131,7 +131,7 @@ def add_embedding_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_freezing_flags(parser: argparse.ArgumentParser) -> None:
-    """Of APF and A-APF."""
+    """Add the flags of APF and A-APF."""
     group = parser.add_argument_group("APF and A-APF")
     group.add_argument(
         "--apf_alpha",

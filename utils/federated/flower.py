@@ -1,4 +1,4 @@
-"""All of Flower that is used here, what is private to it in this file alone.
+"""All of Flower that the suite uses; only this file uses what is private to it.
 
 Telemetry, update checks and Ray's usage reports are off unless the environment says otherwise;
 `flwr run` does not install an environment of its own at every start.
@@ -54,7 +54,7 @@ __all__ = [
     "ServerApp",
     "Strategy",
     "become_server",
-    "number",
+    "set_identity",
     "silence",
     "simulate",
     "wire_bytes",
@@ -65,10 +65,10 @@ DIGEST = "0" * 64  # as messages get one
 
 
 def wire_bytes(message: Message) -> int:
-    """Bytes of the message as Flower serialises it, with identities as long as Flower's get.
+    """Count the message's bytes as Flower serialises it, with identities as long as Flower's get.
 
-    Its own are drawn or counted anew when a run goes on, and the larger they are the more bytes
-    they take.
+    Its own identities are drawn or counted again when a run goes on, and the larger they are the
+    more bytes they take.
     """
     proto = message_to_proto(message)
     metadata = proto.metadata
@@ -83,24 +83,26 @@ def wire_bytes(message: Message) -> int:
 
 
 def become_server(run_id: int, node_id: int) -> None:
-    """Have this process write messages as the server of a run (private)."""
+    """Let this process write messages as the server of a run (private)."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, node_id
 
 
-def number(message: Message, identity: str) -> Message:
+def set_identity(message: Message, identity: str) -> Message:
     """Give a message its identity, as Flower's own transports do on sending (private)."""
     message.metadata.__dict__["_message_id"] = identity
     return message
 
 
 def silence() -> None:
-    """Have Flower speak only of what went wrong."""
+    """Let Flower log only what went wrong."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
 
 
 def simulate(server: ServerApp, client: ClientApp, nodes: int) -> None:
-    """Run the apps on Ray, each client on a core (deprecated there, without a successor in
-    Python)."""
+    """Run the apps on Ray, each client on a core.
+
+    The function of Flower that does it is deprecated, without a successor in Python.
+    """
     import ray
     from flwr.simulation import run_simulation
 

@@ -1,4 +1,4 @@
-"""Adaptive Parameter Freezing (APF): weights that no longer move on the whole are left alone.
+"""Adaptive Parameter Freezing (APF), which leaves weights alone that no longer move on the whole.
 
 "Communication-Efficient Federated Learning with Adaptive Parameter Freezing", ICDCS 2021; A-APF,
 which also freezes unstable weights at random, is its extension for over-parametrised models.
@@ -13,8 +13,15 @@ from utils.federated.exchange import ClientSide, Package, ServerSide, Vector
 
 @dataclass(frozen=True)
 class FreezingSettings:
-    """alpha: share of the averages that stays, a check. threshold: of effective perturbation.
-    every: rounds from one check to the next. random: whether A-APF. seed: of its draws."""
+    """The settings of APF and A-APF.
+
+    Attributes:
+        alpha: share of the averages that stays at a check.
+        threshold: of effective perturbation, below which a weight is stable.
+        every: rounds from one check to the next.
+        random: whether it is A-APF.
+        seed: of A-APF's draws.
+    """
 
     alpha: float = 0.99
     threshold: float = 0.05
@@ -23,6 +30,7 @@ class FreezingSettings:
     seed: int = 0
 
 
+PREFIX = "freezing."  # of the names of a Freezing's state beside others'
 CROWDED = 0.8  # share of frozen weights beyond which the threshold is halved
 MOST, ROUNDS, LENGTHEN = 0.5, 2000, 20  # of A-APF: probability min(k / 2000, 0.5), length k / 20
 
@@ -30,9 +38,10 @@ MOST, ROUNDS, LENGTHEN = 0.5, 2000, 20  # of A-APF: probability min(k / 2000, 0.
 class Freezing:
     """Which weights are frozen: server and clients, shown the same θ at the same rounds, agree.
 
-    frozen: bool [N], until the next check.
-
     All of it is elementwise float32 in numpy, rounded the same on every machine.
+
+    Attributes:
+        frozen: bool [N], the weights that are frozen until the next check.
     """
 
     ARRAYS = ("mean", "size", "last", "length", "left", "moved")
@@ -53,14 +62,19 @@ class Freezing:
         return self.left > 0
 
     def due(self, round_number: int) -> bool:
-        """Whether θ after so many rounds is checked."""
+        """Tell whether θ after so many rounds is checked."""
         return round_number > 0 and round_number % self.settings.every == 0
 
     def check(self, theta: Vector, round_number: int) -> None:
-        """Look at the weights that were live since the last check, and freeze anew.
+        """Decide which weights are frozen until the next check.
 
-        A stable one's period grows by a check, an unstable one's is halved. A weight without any
-        change on record (A = 0) is stable only if it was never seen to move.
+        Of those that were live since the last one, a stable weight's period grows by a check, and
+        an unstable weight's is halved. A weight without any change on record (A = 0) is stable only
+        if it was never seen to move.
+
+        Args:
+            theta: float32 [N], the synchronised weights.
+            round_number: how many rounds made them.
         """
         settings, live = self.settings, self.left == 0
         change = theta - self.last
@@ -82,6 +96,7 @@ class Freezing:
             self.threshold = np.float32(self.threshold / 2)
 
     def _freeze_at_random(self, unstable: np.ndarray, round_number: int) -> None:
+        """Freeze some of the unstable weights, bool [N], for some checks (A-APF)."""
         draw = np.random.default_rng([self.settings.seed, round_number])
         chosen = draw.random(len(unstable)) < min(round_number / ROUNDS, MOST)
         longest = 1 + round_number // LENGTHEN
@@ -112,11 +127,10 @@ class FreezingServer(ServerSide):
         return Package({"values": self.theta[self._sent]})
 
     def _everything(self) -> Package:
-        """θ, and what was known at its last check, to go on deciding with the others."""
+        """Send θ, and what was known at its last check, to go on deciding with the others."""
         if self.version == 0:  # nothing was
             return Package({"values": self.theta.copy()})
-        arrays = {f"freezing.{name}": value for name, value in self.freezing.state_dict().items()}
-        return Package({"values": self.theta.copy()} | arrays)
+        return Package({"values": self.theta.copy()} | _prefixed(self.freezing))
 
     def _aggregated(self) -> None:
         self._sent = self.live.copy()  # a weight frozen now still goes down once
@@ -125,13 +139,12 @@ class FreezingServer(ServerSide):
             self.live = ~self.freezing.frozen
 
     def state_dict(self) -> dict:
-        freezing = {f"freezing.{name}": value for name, value in self.freezing.state_dict().items()}
-        return super().state_dict() | {"sent": self._sent} | freezing
+        return super().state_dict() | {"sent": self._sent} | _prefixed(self.freezing)
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self._sent = state["sent"]
-        self.freezing.load_state_dict(_part(state))
+        self.freezing.load_state_dict(_without_prefix(state))
 
 
 class FreezingClient(ClientSide):
@@ -156,18 +169,22 @@ class FreezingClient(ClientSide):
         self.theta = package.arrays["values"].copy()
         self.freezing = Freezing(self.theta, self.freezing.settings)
         if package.numbers["version"] > 0:
-            self.freezing.load_state_dict(_part(package.arrays))
+            self.freezing.load_state_dict(_without_prefix(package.arrays))
         self.live = ~self.freezing.frozen
 
     def state_dict(self) -> dict:
-        freezing = {f"freezing.{name}": value for name, value in self.freezing.state_dict().items()}
-        return super().state_dict() | freezing
+        return super().state_dict() | _prefixed(self.freezing)
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        self.freezing.load_state_dict(_part(state))
+        self.freezing.load_state_dict(_without_prefix(state))
 
 
-def _part(state: dict) -> dict:
-    prefix = "freezing."
-    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+def _prefixed(freezing: Freezing) -> dict:
+    """Give its state, under names that stand beside others'."""
+    return {PREFIX + name: value for name, value in freezing.state_dict().items()}
+
+
+def _without_prefix(state: dict) -> dict:
+    """Pick out what `_prefixed` gave."""
+    return {name[len(PREFIX) :]: value for name, value in state.items() if name.startswith(PREFIX)}

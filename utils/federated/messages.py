@@ -9,7 +9,12 @@ PACKAGE, NUMBERS, ORDER = "package", "numbers", "order"
 
 
 def content_of(package: Package, **order: str | int) -> RecordDict:
-    """A message's content. order: what else is told, by name."""
+    """Make a message's content.
+
+    Args:
+        package: what is sent of θ.
+        order: what else is told, by name.
+    """
     record = ArrayRecord({name: Array(value) for name, value in package.arrays.items()})
     return RecordDict(
         {PACKAGE: record, NUMBERS: ConfigRecord(dict(package.numbers)), ORDER: ConfigRecord(order)}
@@ -17,20 +22,21 @@ def content_of(package: Package, **order: str | int) -> RecordDict:
 
 
 def package_of(content: RecordDict) -> Package:
-    """The package in a message's content.
+    """Read the package in a message's content.
 
-    Raises ValueError if it holds none, or arrays that are not plain numbers.
+    Raises:
+        ValueError: it holds none, or arrays that are not plain numbers.
     """
     try:
         arrays = {name: array.numpy() for name, array in content[PACKAGE].items()}
         numbers = {name: int(value) for name, value in content[NUMBERS].items()}
-    except Exception as error:  # whatever was sent instead
+    except Exception as error:  # what was sent instead may be anything
         raise ValueError(f"not a package ({type(error).__name__}: {error})") from error
     return Package(arrays, numbers)
 
 
 def order_of(content: RecordDict) -> dict:
-    """What a message tells besides its package."""
+    """Read what a message tells besides its package."""
     return dict(content[ORDER])
 
 
@@ -43,7 +49,7 @@ def remember(records: RecordDict, name: str, state: dict) -> None:
 
 
 def recall(records: RecordDict, name: str) -> dict | None:
-    """The state dictionary kept under a name, None if there is none."""
+    """Read the state dictionary that was kept under a name; returns None if there is none."""
     if f"{name}.arrays" not in records:
         return None
     arrays = {key: value.numpy() for key, value in records[f"{name}.arrays"].items()}

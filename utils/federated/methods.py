@@ -15,7 +15,7 @@ from utils.system.errors import UserError
 
 
 def _any_settings(settings: FederatedSettings) -> None:
-    """The method can run with all settings."""
+    """Accept all settings."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def _cmd_server(settings: FederatedSettings, theta: Vector, module: nn.Module) -
 
 
 def _check_cmd(settings: FederatedSettings) -> None:
+    """Check that the first weights are embedded before the last round."""
     first = settings.warmup_cmd + settings.embed_window
     if first >= settings.rounds:
         raise UserError(
@@ -66,7 +67,7 @@ def _check_cmd(settings: FederatedSettings) -> None:
 
 
 def _freezing_method(label: str, color: str, random: bool) -> FederatedMethod:
-    """APF, or A-APF where it also freezes at random."""
+    """Describe APF, or A-APF, which also freezes at random."""
 
     def freezing(settings: FederatedSettings) -> FreezingSettings:
         return FreezingSettings(
@@ -117,7 +118,7 @@ METHODS = {
 
 
 def undecided(settings: FederatedSettings, done: Collection[str]) -> set[str]:
-    """The names of the settings on which nothing depends.
+    """Name the settings on which nothing depends.
 
     Args:
         settings: the run's.

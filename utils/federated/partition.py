@@ -12,14 +12,21 @@ TRIES = 1000
 def partition(
     labels: np.ndarray, clients: int, kind: str, alpha: float, seed: int
 ) -> list[np.ndarray]:
-    """The images of each client, int64, in all every image once.
+    """Deal out the images: int64 [n] for each client, in all every image once.
 
-    labels: int64 [n]. kind: of PARTITIONS. iid: shuffled and dealt out evenly. dirichlet: the
-    shares of each class are drawn from Dir(α), as in "Measuring the Effects of Non-Identical Data
-    Distribution for Federated Visual Classification", 2019; drawn anew until every client has
-    LEAST images.
+    With "iid" they are shuffled and dealt out evenly. With "dirichlet" the shares of each class are
+    drawn from Dir(α), as in "Measuring the Effects of Non-Identical Data Distribution for Federated
+    Visual Classification", 2019, and drawn again until every client has LEAST images.
 
-    Raises UserError if there are too few images.
+    Args:
+        labels: int64 [n], of the images.
+        clients: how many clients there are.
+        kind: one of PARTITIONS.
+        alpha: α.
+        seed: of the draws.
+
+    Raises:
+        UserError: there are too few images.
     """
     if len(labels) < clients * LEAST:
         raise UserError(

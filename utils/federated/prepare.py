@@ -1,4 +1,4 @@
-"""From the command line to the settings and the place of a federated run."""
+"""The settings and the place of a federated run, from its command line."""
 
 import argparse
 from dataclasses import replace
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from utils.base_utils import get_model
 from utils.cmd.vector import layer_sizes
-from utils.federated.client import images_of, parts_of
+from utils.federated.client import images_by_part, images_of
 from utils.federated.methods import METHODS, undecided
 from utils.federated.rounds import Place, checkpoint_of
 from utils.federated.settings import FederatedSettings
@@ -19,17 +19,18 @@ from utils.training.settings import complete_training, differences
 
 
 def prepare(args: argparse.Namespace) -> tuple[FederatedSettings, Place]:
-    """The settings and the place of a run.
+    """Make the settings and the place of a run.
 
-    Raises UserError if they do not fit together, the images are not there, or other settings'
-    results lie there.
+    Raises:
+        UserError: the settings do not fit together, the images are not there, or the folder holds
+            results of other settings.
     """
     settings = make_settings(args)
     device = choose_device(args.device)
     dataset, fingerprint = images_of(
         args.model, args.dataset, args.data_dir, args.limit, str(device)
     )
-    parts_of(settings, dataset)
+    images_by_part(settings, dataset)
     folder = Path(args.results_dir) / "federated" / f"{args.model}_{args.partition}"
     settings = replace(
         settings, data=fingerprint, precision=choose_precision(args.precision, device)
@@ -53,7 +54,11 @@ def prepare(args: argparse.Namespace) -> tuple[FederatedSettings, Place]:
 
 
 def require_same(settings: FederatedSettings, folder: Path) -> None:
-    """Raise UserError unless the results in a folder are of these settings."""
+    """Check that the results in a folder are of these settings.
+
+    Raises:
+        UserError: they are of others.
+    """
     config = read_config(folder)
     done = [method for method in METHODS if (folder / checkpoint_of(method)).exists()]
     with usable(folder / CONFIG, AFRESH):
@@ -66,9 +71,10 @@ def require_same(settings: FederatedSettings, folder: Path) -> None:
 
 
 def make_settings(args: argparse.Namespace) -> FederatedSettings:
-    """The settings, the model's own where a flag was left out.
+    """Make the settings; where a flag was left out, they are the model's own.
 
-    Raises UserError if they do not fit together.
+    Raises:
+        UserError: the settings do not fit together.
     """
     entry = get_model(args.model)
     optimizer, lr, momentum = complete_training(args.model, args.optimizer, args.lr, args.momentum)

@@ -1,4 +1,4 @@
-"""What federated runs say: tables, summary and plot."""
+"""What a federated run reports: its summary, table, rounds and plot."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -26,28 +26,30 @@ HEADER = [
 def summarise(
     settings: FederatedSettings, histories: Mapping[str, Sequence[Round]], n_weights: int
 ) -> dict:
-    """The figures of each method; accuracies are fractions, sizes bytes of all rounds.
+    """Compute the figures of each method; accuracies are fractions, sizes bytes of all rounds.
 
-    share: of what FedAvg's messages would carry, 4 bytes a weight in each. wire_share: of FedAvg's
-    serialised bytes, None unless FedAvg was run, too.
+    "share" is of what FedAvg's messages would carry, 4 bytes a weight in each. "wire_share" is of
+    FedAvg's serialised bytes; it is None unless FedAvg was run, too.
     """
     figures = {}
-    for method, rows in histories.items():
-        best = max(rows, key=lambda row: row.test_acc)
-        messages = sum(row.down_messages + row.up_messages for row in rows)
-        down, up = (sum(getattr(row, f"{way}_payload") for row in rows) for way in ("down", "up"))
-        wire = sum(row.down_wire + row.up_wire for row in rows)
+    for method, rounds in histories.items():
+        best = max(rounds, key=lambda each: each.test_acc)
+        messages = sum(each.down_messages + each.up_messages for each in rounds)
+        down, up = (
+            sum(getattr(each, f"{way}_payload") for each in rounds) for way in ("down", "up")
+        )
+        wire = sum(each.down_wire + each.up_wire for each in rounds)
         figures[method] = {
             "label": METHODS[method].label,
-            "last": rows[-1].test_acc,
-            f"mean_last_{LAST}": fmean(row.test_acc for row in rows[-LAST:]),
+            "last": rounds[-1].test_acc,
+            f"mean_last_{LAST}": fmean(each.test_acc for each in rounds[-LAST:]),
             "best": best.test_acc,
             "best_round": best.round,
             "down": down,
             "up": up,
             "share": (down + up) / max(1, 4 * n_weights * messages),
             "wire": wire,
-            "seconds": round(sum(row.seconds for row in rows), 3),
+            "seconds": round(sum(each.seconds for each in rounds), 3),
         }
     plain = figures.get("fedavg")
     for own in figures.values():
@@ -56,7 +58,7 @@ def summarise(
 
 
 def table(summary: dict) -> str:
-    """The summary for the terminal."""
+    """Lay out the summary for the terminal."""
     rows = []
     for own in summary["methods"].values():
         wire_share = "" if own["wire_share"] is None else f"{100 * own['wire_share']:.1f} %"
@@ -78,35 +80,34 @@ def table(summary: dict) -> str:
 
 
 def write_rounds(histories: Mapping[str, Sequence[Round]], path: Path) -> None:
-    """All rounds of all methods, as CSV."""
+    """Write all rounds of all methods, as CSV."""
     names = [field.name for field in fields(Round)]
     lines = [",".join(["method", *names])]
-    for method, rows in histories.items():
-        for row in rows:
-            values = ("" if value is None else str(value) for value in asdict(row).values())
+    for method, rounds in histories.items():
+        for each in rounds:
+            values = ("" if value is None else str(value) for value in asdict(each).values())
             lines.append(",".join([method, *values]))
     write_text("\n".join(lines) + "\n", path)
 
 
 def plot(settings: FederatedSettings, histories: Mapping[str, Sequence[Round]], path: Path) -> None:
-    """Test accuracy over rounds and over bytes, and the share of weights that are still sent."""
+    """Draw test accuracy over rounds and over bytes, live weights, and bytes a round."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(layout="constrained", figsize=(9.6, 5.2))
-        over_rounds, over_bytes, live, ratio = figure.subplots(
+        over_rounds, over_bytes, live, per_round = figure.subplots(
             2, 2, height_ratios=[2.2, 1]
         ).flatten()
         lowest = 100.0
-        for method, rows in histories.items():
-            accuracy = [100 * row.test_acc for row in rows]
-            sent = np.cumsum([row.down_payload + row.up_payload for row in rows]) / 1e6
-            numbers = [row.round for row in rows]
+        for method, rounds in histories.items():
+            accuracy = [100 * each.test_acc for each in rounds]
+            payloads = np.array([each.down_payload + each.up_payload for each in rounds])
+            numbers = [each.round for each in rounds]
             look = {"color": METHODS[method].color, "label": METHODS[method].label}
             over_rounds.plot(numbers, accuracy, **look)
-            over_bytes.plot(sent, accuracy, **look)
+            over_bytes.plot(np.cumsum(payloads) / 1e6, accuracy, **look)
             # a round is played with what was live after the one before
-            live.plot(numbers, [100.0, *(100 * row.live for row in rows[:-1])], **look)
-            each = [(row.down_payload + row.up_payload) / 1e6 for row in rows]
-            ratio.plot(numbers, each, **look)
+            live.plot(numbers, [100.0, *(100 * each.live for each in rounds[:-1])], **look)
+            per_round.plot(numbers, payloads / 1e6, **look)
             lowest = min(lowest, np.percentile(accuracy, 10))
         over_rounds.set_ylim(bottom=lowest - 2)
         over_bytes.sharey(over_rounds)
@@ -116,9 +117,9 @@ def plot(settings: FederatedSettings, histories: Mapping[str, Sequence[Round]], 
         over_bytes.legend(loc="lower right")
         live.set_ylabel("Live weights (%)")
         live.set_ylim(0, 105)
-        ratio.set_ylabel("MB a round")
-        ratio.set_ylim(bottom=0)
-        for axes in (live, ratio):
+        per_round.set_ylabel("MB a round")
+        per_round.set_ylim(bottom=0)
+        for axes in (live, per_round):
             axes.set_xlabel("Round")
         which = settings.partition
         which += f", α = {settings.alpha:g}" if which == "dirichlet" else ""

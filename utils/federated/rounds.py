@@ -1,4 +1,4 @@
-"""A method's rounds on the server: started or gone on with, tested, and kept after each."""
+"""A method's rounds on the server, which tests and keeps each, and goes on where it stopped."""
 
 import time
 from collections.abc import Callable
@@ -27,8 +27,13 @@ TEST_BATCH_SIZE = 500  # where it is no part of the result
 class Round:
     """One round. Losses are means over images, accuracies fractions.
 
-    live: share of the weights that clients send in the next round. down, up: messages sent in it,
-    their payload and their serialised size in bytes. train_loss: None if no client answered.
+    Attributes:
+        round: its number, from 1.
+        train_loss: the clients' mean; None if no client answered.
+        live: share of the weights that clients send in the next round.
+        down_messages, up_messages: how many messages were sent to clients, and by them.
+        down_payload, up_payload: bytes of what they carry.
+        down_wire, up_wire: bytes of them as serialised.
     """
 
     round: int
@@ -47,8 +52,15 @@ class Round:
 
 @dataclass(frozen=True)
 class Place:
-    """Where it is done: the results' store, the device, where the images lie, and how long
-    clients may take, in seconds. n_weights: N."""
+    """Where a run is done.
+
+    Attributes:
+        store: the results'.
+        device: the server's, and the clients' where they choose none.
+        data_dir: the folder of the images.
+        timeout: seconds that clients may take.
+        n_weights: N.
+    """
 
     store: Store
     device: torch.device
@@ -58,7 +70,7 @@ class Place:
 
 
 def checkpoint_of(method: str) -> str:
-    """The file in the store from which a method goes on."""
+    """Name the file in the store from which a method goes on."""
     return f"{method}/checkpoint.pt"
 
 
@@ -69,9 +81,17 @@ def run_rounds(
     place: Place,
     say: Callable[[str], None],
 ) -> list[Round]:
-    """What is left of a method's rounds; returns all of them.
+    """Play what is left of a method's rounds; returns all of them.
 
-    Raises UserError if what lies in the store is damaged.
+    Args:
+        grid: the clients.
+        settings: the run's.
+        method: its name, of METHODS.
+        place: where the run is done.
+        say: is told of each round that is over.
+
+    Raises:
+        UserError: the method's checkpoint is damaged.
     """
     dataset, _ = images_of(
         settings.model, settings.dataset, place.data_dir, settings.limit, str(place.device)
@@ -152,7 +172,7 @@ def _line(method: str, row: Round, rounds: int) -> str:
 
 
 def _packed(state: dict) -> dict:
-    """Arrays as tensors, which are stored without pickled code."""
+    """Make tensors of the arrays, which are stored without pickled code."""
     return {
         name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
         for name, value in state.items()
@@ -160,6 +180,7 @@ def _packed(state: dict) -> dict:
 
 
 def _unpacked(state: dict) -> dict:
+    """Make arrays of the tensors, as they were before `_packed`."""
     return {
         name: value.numpy() if isinstance(value, Tensor) else value for name, value in state.items()
     }

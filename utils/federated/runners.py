@@ -1,4 +1,4 @@
-"""Where the apps run: in this process, or on Ray. A deployment runs them by itself (README)."""
+"""Where the apps run: in this process, or on Ray. A deployment runs them itself (README)."""
 
 import copy
 import itertools
@@ -19,7 +19,7 @@ from utils.federated.flower import (
     RecordDict,
     ServerApp,
     become_server,
-    number,
+    set_identity,
     silence,
     simulate,
 )
@@ -31,7 +31,7 @@ CLIENT = "federated client"  # the name of threads
 
 
 class InProcessGrid(Grid):
-    """Clients that are called one after the other, each with a context that it keeps.
+    """A grid whose clients are called one after the other, each with a context that it keeps.
 
     A client that raises, or takes longer than the timeout, answers with an error, and its memory
     stays as it was.
@@ -50,7 +50,7 @@ class InProcessGrid(Grid):
         become_server(RUN_ID, SERVER)
 
     def set_run(self, run) -> None:
-        """There is one."""
+        """Do nothing: there is one run."""
 
     @property
     def run(self) -> None:
@@ -86,7 +86,7 @@ class InProcessGrid(Grid):
 
     def _call(self, message: Message, timeout: float | None) -> Message:
         node = message.metadata.dst_node_id
-        number(message, str(next(self._numbers)))
+        set_identity(message, str(next(self._numbers)))
         context = self.contexts[node]
         own = Context(  # what a client that fails has changed is thrown away
             RUN_ID, node, context.node_config, copy.copy(context.state), context.run_config
@@ -96,7 +96,7 @@ class InProcessGrid(Grid):
         def work() -> None:
             try:
                 answer.set_result(self._client(message, own))
-            except BaseException as error:  # whatever a client may raise, also to end a process
+            except BaseException as error:  # a client may raise anything, also to end a process
                 answer.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
 
         # not a pool's thread, for which Python waits as it ends, whether it answers or not
@@ -131,8 +131,10 @@ RUNNERS: dict[str, Callable[[ServerApp, ClientApp, int], None]] = {
 
 
 def leave(code: int) -> NoReturn:
-    """End the process, whose work is done; at once if a client that was given up on is still at
-    work in it, around which torch would not let Python end, or a server, for which it would wait.
+    """End the process, whose work is done.
+
+    It ends at once if a client that was given up on is still at work in it, around which torch
+    would not let Python end, or a server, for which Python would wait.
     """
     others = set(threading.enumerate()) - {threading.main_thread()}
     if any(thread.name == CLIENT or not thread.daemon for thread in others):

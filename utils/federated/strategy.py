@@ -1,4 +1,4 @@
-"""A method's server side as a Flower strategy: who takes part, what is sent, what it weighed."""
+"""A method's server side as a Flower strategy, which chooses clients and weighs messages."""
 
 import sys
 import time
@@ -25,7 +25,13 @@ MEETING = 300.0  # seconds for clients to connect and to say who they are
 
 @dataclass
 class Traffic:
-    """What a round sent in one direction: messages, bytes of payload, bytes as serialised."""
+    """What a round sent in one direction.
+
+    Attributes:
+        messages: how many.
+        payload: bytes of what they carry.
+        wire: bytes of them as serialised.
+    """
 
     messages: int = 0
     payload: int = 0
@@ -40,9 +46,11 @@ class Traffic:
 class ExchangeStrategy(Strategy):
     """Rounds of a method.
 
-    have: the version that each client, by its part of the images, is known to know.
-    round: how many rounds are over; the server's version lags where nobody answered.
-    down, up: the traffic of the last round. train_loss: the clients' in it.
+    Attributes:
+        have: the version that each client, by its part of the images, is known to have.
+        round: how many rounds are over; the server's version lags where nobody answered.
+        down, up: the traffic of the last round.
+        train_loss: the clients' mean in the last round; None if no client answered.
     """
 
     def __init__(
@@ -54,8 +62,16 @@ class ExchangeStrategy(Strategy):
         seed: int,
         say: Callable[[str], None] = lambda words: print(words, file=sys.stderr, flush=True),
     ) -> None:
-        """order: what clients are told besides packages. fraction: of clients in each round. say:
-        is told of clients that are left out."""
+        """Prepare for the first round.
+
+        Args:
+            server: the method's.
+            order: what clients are told besides packages.
+            clients: how many there are.
+            fraction: of clients that take part in each round.
+            seed: of the draws of who takes part.
+            say: is told of clients that are left out.
+        """
         self.server, self.order, self.say = server, order, say
         self.clients, self.fraction, self.seed = clients, fraction, seed
         self.have: dict[int, int] = {}
@@ -68,26 +84,32 @@ class ExchangeStrategy(Strategy):
     def go_on(self, rounds: int, have: dict[int, int]) -> None:
         """Go on after some rounds with clients that have lost their memory.
 
-        have: as it was after these rounds. Clients are sent everything once, but what is counted
-        is what they would have been sent, as a restart is no part of a method's traffic.
+        Clients are sent everything once, but what is counted is what they would have been sent, as
+        a restart is no part of a method's traffic.
+
+        Args:
+            rounds: how many rounds are over.
+            have: what `have` was after these rounds.
         """
         self.round, self.have, self._forgetful = rounds, dict(have), set(have)
 
     @property
     def sends_more(self) -> bool:
-        """Whether a client may now be sent more than is counted."""
+        """Tell whether a client may now be sent more than is counted."""
         known = {self.have.get(part) for part in self._forgetful}
         everything = self.server.down(None).payload
         return any(self.server.down(have).payload != everything for have in known)
 
     def summary(self) -> None:
-        """Nothing to log."""
+        """Log nothing."""
 
     def meet(self, grid: Grid, timeout: float) -> None:
-        """Learn which node has which part of the images, of those that are not known yet.
+        """Ask the nodes that are not known yet which part of the images they have.
 
-        timeout: seconds to wait, the first time, for all clients to be connected, and for them to
-        answer.
+        Args:
+            grid: the nodes.
+            timeout: seconds to wait, the first time, for all clients to be connected, and for them
+                to answer.
         """
         end = time.monotonic() + timeout
         while not self._nodes and len(list(grid.get_node_ids())) < self.clients:
@@ -103,7 +125,7 @@ class ExchangeStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """A package for each client that takes part."""
+        """Make a message for each client that takes part."""
         self.meet(grid, MEETING)
         draw = np.random.default_rng([self.seed, self.round])
         count = max(1, round(self.fraction * self.clients))
@@ -123,7 +145,7 @@ class ExchangeStrategy(Strategy):
         return messages
 
     def _for(self, part: int, have: int | None) -> tuple[Package, Message]:
-        """A package for a client that knows the version `have`, and the message that brings it."""
+        """Make the package for a client that has the version `have`, and the message with it."""
         package = self.server.down(have)
         content = content_of(package, **self.order)
         return package, Message(content, self._nodes[part], MessageType.TRAIN)
@@ -131,7 +153,7 @@ class ExchangeStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The mean of the answers that make sense, in the order of the clients' parts."""
+        """Aggregate the answers that can be used, in the order of the clients' parts."""
         self.up, taken = Traffic(), {}
         silent = dict(self._asked)
         for reply in replies:
@@ -156,9 +178,10 @@ class ExchangeStrategy(Strategy):
         return None, None
 
     def _answer(self, reply: Message) -> tuple[Package, int, float]:
-        """What a client answered.
+        """Read a client's answer: its package, how many images it trained on, and its mean loss.
 
-        Raises ValueError if it cannot be used.
+        Raises:
+            ValueError: the answer cannot be used.
         """
         if reply.has_error():
             reason = " ".join(str(reply.error.reason).split())
@@ -181,8 +204,8 @@ class ExchangeStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """The server has the test images."""
+        """Ask no client: the server has the test images."""
         return ()
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
-        """Nothing was asked."""
+        """Do nothing: nothing was asked."""
