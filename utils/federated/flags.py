@@ -3,9 +3,9 @@
 import argparse
 
 from utils.base_utils import MODELS
+from utils.federated.methods import METHODS
 from utils.federated.partition import PARTITIONS
 from utils.federated.runners import RUNNERS
-from utils.federated.methods import METHODS
 from utils.flags import add_device_flag, add_setting
 from utils.system.arguments import at_least, fraction, positive
 from utils.training.optimizers import OPTIMIZERS
