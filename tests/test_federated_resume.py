@@ -60,7 +60,7 @@ def tiny(num_classes):
 @pytest.fixture(scope="module", autouse=True)
 def _quick():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "lenet", replace(MODELS["lenet"], build=tiny))
+        patch.setitem(MODELS, "lenet", replace(MODELS["lenet"], constructor=tiny))
         patch.setattr(federated_cmd, "plot", lambda _, __, path: write_text("a picture", path))
         yield
 
