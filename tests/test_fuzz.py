@@ -28,7 +28,8 @@ def stubbed(monkeypatch):
     """No images are decoded twice, nothing is trained, and no picture drawn."""
     monkeypatch.setattr(ModelEntry, "load_dataset", functools.cache(ModelEntry.load_dataset))
     monkeypatch.setattr(train_cmd, "plot_test_accuracy", lambda *_: None)
-    monkeypatch.setattr(train_cmd, "complete", lambda run, selected: {})
+    monkeypatch.setattr(train_cmd.Comparison, "complete", lambda self: iter(()))
+    monkeypatch.setattr(train_cmd, "summarise", lambda *_: {})
     monkeypatch.setattr(train_cmd, "over_seeds", lambda seeds, summaries: {})
     monkeypatch.setattr(train_cmd, "table", lambda summary: "")
     return monkeypatch
