@@ -10,7 +10,9 @@ from torch import Tensor
 from benchmarks import public_code
 from benchmarks.cases import Case
 from benchmarks.measure import Measured, repeated
-from utils.cmd.fitting import CMDModel, Snapshots, find_references, fit_cmd
+from utils.cmd.fitting import find_references, fit_cmd
+from utils.cmd.model import CMDModel
+from utils.cmd.snapshots import Snapshots
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from sklearn.decomposition import PCA
 
 from benchmarks.cases import Case, case_flags, case_of, trajectory_file
 from benchmarks.measure import alone, environment, repeated
-from utils.cmd.fitting import Snapshots
+from utils.cmd.snapshots import Snapshots
 from utils.pbfgs_utils import principal_directions
 from utils.system.arguments import Parser, at_least
 from utils.system.errors import UserError

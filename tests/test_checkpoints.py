@@ -9,10 +9,12 @@ from torch import nn
 
 from tests import trajectories
 from tests.conftest import ROOT, exit_code
-from utils.cmd import fit_files as cmd_checkpoints
+from utils import cmd_utils
 from utils.cmd.clustering import sample_weights
-from utils.cmd.fitting import CMDModel, Snapshots, fit_cmd
+from utils.cmd.fitting import fit_cmd
+from utils.cmd.model import CMDModel
 from utils.cmd.quality import describe
+from utils.cmd.snapshots import Snapshots
 from utils.cmd.vector import layer_sizes, read_vector, write_vector
 
 EPOCHS = 12
@@ -58,18 +60,18 @@ def safe(tmp_path):
 
 
 def run(*arguments):
-    return cmd_checkpoints.main([*map(str, arguments)])
+    return cmd_utils.main([*map(str, arguments)])
 
 
 def test_folder_of_nested_states(pickled, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(pickled, "--modes", 4, "--samples", 200, "--seed", 3, "--output", out) == 0
-    assert sorted(p.name for p in out.iterdir()) == ["cmd.pt", "reconstructed.pt"]
+    assert sorted(p.name for p in out.iterdir()) == ["cmd.safetensors", "reconstructed.pt"]
 
     trajectory = torch.stack([read_vector(state) for state in states()])
     sample = sample_weights(layer_sizes(net()), 200, torch.Generator().manual_seed(3))
     expected = fit_cmd(trajectory, sample, 4)
-    cmd = CMDModel.load(out / "cmd.pt")
+    cmd = CMDModel.load(out / "cmd.safetensors")
     for name in ("a", "b", "mode", "reference", "reference_history"):
         assert torch.equal(getattr(cmd, name), getattr(expected, name))
 
@@ -214,12 +216,13 @@ def test_results_are_not_overwritten_unasked(pickled, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = [pickled, "--modes", 2, "--samples", 50, "--output", out]
     assert run(*arguments) == 0
-    before = (out / "cmd.pt").read_bytes()
+    parameters = out / "cmd.safetensors"
+    before = parameters.read_bytes()
     code = exit_code(lambda: run(*arguments, "--seed", 1))
     assert code == 2
-    assert "--overwrite" in capsys.readouterr().err and (out / "cmd.pt").read_bytes() == before
+    assert "--overwrite" in capsys.readouterr().err and parameters.read_bytes() == before
     assert run(*arguments, "--seed", 1, "--overwrite") == 0
-    assert (out / "cmd.pt").read_bytes() != before
+    assert parameters.read_bytes() != before
 
 
 def test_as_a_command(pickled, tmp_path):

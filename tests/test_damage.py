@@ -11,12 +11,12 @@ import torch
 
 import train_cmd
 from tests.torture import outcome, same
-from utils.cmd.fitting import CMDModel
+from utils.cmd.files import read_pickled
+from utils.cmd.model import CMDModel
 from utils.results.stored_run import StoredRun
 from utils.storage.metrics import Metrics, Row
 from utils.storage.sealed import (
     Sums,
-    load_any_tensors,
     load_tensors,
     read_sealed_json,
     save_tensors,
@@ -60,7 +60,7 @@ def test_a_sealed_file_is_what_torch_reads(tmp_path):
     with pytest.raises(ValueError, match="another run"):
         load_tensors(path, "other")
     torch.save(STATE, path)
-    assert load_any_tensors(path)["x"] == 0.5
+    assert read_pickled(path)["x"] == 0.5
     with pytest.raises(ValueError, match="no file of this suite"):
         load_tensors(path)
 
@@ -265,7 +265,7 @@ def test_no_pickled_code_runs_and_no_bomb_unpacks(tmp_path):
     (tmp_path / "text.pt").write_text("weights")
     for name in ("hostile", "old", "bomb", "text"):
         with pytest.raises(ValueError, match=f"{name}.pt is not a file of tensors"):
-            load_any_tensors(tmp_path / f"{name}.pt")
+            read_pickled(tmp_path / f"{name}.pt")
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import reference, trajectories
-from utils.cmd import fitting
+from utils.cmd import fitting, snapshots
 from utils.cmd.clustering import sample_weights
-from utils.cmd.fitting import CMDModel, fit_cmd, mode_dtype
+from utils.cmd.fitting import fit_cmd, mode_dtype
+from utils.cmd.model import CMDModel
 
 
 def draw(n_weights, k, seed=0):
@@ -71,7 +72,7 @@ def test_chunk_size_does_not_matter(monkeypatch):
     whole = fit_cmd(trajectory, sample, 5)
     for elements in (1, 17 * 100, 17 * 1008):
         monkeypatch.setattr(fitting, "FIT_ELEMENTS", elements)
-        monkeypatch.setattr(fitting, "PART_WEIGHTS", elements)
+        monkeypatch.setattr(snapshots, "PART_WEIGHTS", elements)
         chunked = fit_cmd(trajectory, sample, 5)
         assert torch.equal(whole.mode, chunked.mode)
         torch.testing.assert_close(whole.a, chunked.a, rtol=1e-6, atol=1e-7)

@@ -16,8 +16,8 @@ import reproduce
 import train_cmd
 import visualize
 from tests.command_lines import check, command_lines, fuzzed, one_line_or_run, outcome, words
+from utils import cmd_utils
 from utils.base_utils import ModelEntry
-from utils.cmd import fit_files as cmd_checkpoints
 
 QUICK = ["--dataset", "digits", "--model", "lenet", "--limit", "8", "--epochs", "3"]
 QUICK += ["--warmup_cmd", "1"]
@@ -98,12 +98,12 @@ def test_visualize(stubbed, results, tmp_path_factory, argv, picture):
 
 @fuzzed(150)
 @given(
-    argv=command_lines(cmd_checkpoints.build_parser()),
+    argv=command_lines(cmd_utils.build_parser()),
     paths=st.lists(st.one_of(words, st.sampled_from([".", "/dev/null"])), max_size=3),
 )
 def test_cmd_utils(tmp_path_factory, argv, paths):
     place = tmp_path_factory.mktemp("checkpoints")
-    check(cmd_checkpoints.main, [*paths, *argv, "--output", str(place)], place)
+    check(cmd_utils.main, [*paths, *argv, "--output", str(place)], place)
 
 
 @pytest.mark.parametrize("flag", ["--device", "--samples", "--data_dir", "--sgd"])

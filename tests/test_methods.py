@@ -12,7 +12,7 @@ import torch
 
 import train_cmd
 from tests.conftest import SMALL, exit_code
-from utils.cmd.fitting import CMDModel
+from utils.cmd.model import CMDModel
 from utils.methods import embedded as method_embedded
 from utils.storage.metrics import Metrics
 from utils.storage.sealed import load_tensors

@@ -21,7 +21,7 @@ from tests import picture_runs as small
 from tests.command_lines import fuzzed
 from tests.picture_runs import TINY
 from utils.base_utils import get_model
-from utils.cmd.fitting import CMDModel
+from utils.cmd.model import CMDModel
 from utils.cmd.vector import write_vector
 from utils.methods.registry import METHODS
 from utils.results.pictures import correlation, dynamics, landscape, modes

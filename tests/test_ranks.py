@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import train_cmd
 from tests.conftest import ROOT, SMALL
-from utils.cmd.fitting import CMDModel
+from utils.cmd.model import CMDModel
 from utils.storage.metrics import Metrics
 from utils.storage.sealed import load_tensors
 from utils.system.ranks import Ranks

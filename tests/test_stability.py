@@ -6,8 +6,9 @@ import torch
 
 from tests import trajectories
 from utils.cmd.clustering import sample_weights
-from utils.cmd.fitting import Snapshots, fit_cmd
+from utils.cmd.fitting import fit_cmd
 from utils.cmd.online import OnlineCMD
+from utils.cmd.snapshots import Snapshots
 from utils.results.pictures import stability
 from utils.results.pictures.stability import draw_stability, errors_of, of_members
 from utils.results.stored_run import StoredRun

@@ -5,8 +5,8 @@ from scipy.linalg import subspace_angles
 from sklearn.decomposition import PCA
 
 from tests import trajectories
-from utils.cmd import fitting
-from utils.cmd.fitting import Snapshots
+from utils.cmd import snapshots
+from utils.cmd.snapshots import Snapshots
 from utils.pbfgs_utils import principal_directions
 
 
@@ -28,7 +28,7 @@ def test_parts_of_theta_and_chunks(monkeypatch):
     ranges = [slice(3, 40), slice(60, 61), slice(100, 470)]
     kept = np.concatenate([trajectory[:, part] for part in ranges], axis=1)
     expected = principal_directions(Snapshots(kept), 5)
-    monkeypatch.setattr(fitting, "PART_WEIGHTS", 37)
+    monkeypatch.setattr(snapshots, "PART_WEIGHTS", 37)
     found = principal_directions(Snapshots(trajectory), 5, ranges)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 

@@ -14,7 +14,8 @@ import train_cmd
 from tests.conftest import ROOT, SMALL
 from tests.test_data import make_folder
 from utils.base_utils import MODELS
-from utils.cmd.fitting import CMDModel, fit_cmd
+from utils.cmd.fitting import fit_cmd
+from utils.cmd.model import CMDModel
 
 SHORT = [*SMALL, "--epochs", "3", "--warmup_cmd", "1"]
 

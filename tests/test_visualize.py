@@ -13,7 +13,9 @@ import visualize
 from tests import trajectories
 from tests.conftest import SMALL, exit_code
 from utils.base_utils import get_model
-from utils.cmd.fitting import CMDModel, Snapshots, fit_cmd
+from utils.cmd.fitting import fit_cmd
+from utils.cmd.model import CMDModel
+from utils.cmd.snapshots import Snapshots
 from utils.cmd.vector import write_vector
 from utils.data.datasets import load_dataset
 from utils.results.pictures import dynamics, landscape

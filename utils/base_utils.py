@@ -15,9 +15,9 @@ from models.preresnet import PreResNet
 from models.resnet import ResNet18
 from models.vit import vit_b_16
 from models.wide_resnet import WideResNet
+from utils.cmd.files import read_pickled
 from utils.data.datasets import Dataset, load_dataset
 from utils.data.transforms import CropFlip, ResizedCrop
-from utils.storage.sealed import load_any_tensors
 from utils.system.errors import UserError
 
 # The paper's normalisation constants.
@@ -71,7 +71,7 @@ class ModelEntry:
         if not self.pretrained or weights == SCRATCH:
             return self.constructor(num_classes=num_classes)
         try:
-            state = weights if weights == DOWNLOADED else load_any_tensors(Path(weights))
+            state = weights if weights == DOWNLOADED else read_pickled(Path(weights))
             return self.constructor(num_classes=num_classes, state=state)
         except (OSError, ValueError) as error:
             raise UserError(

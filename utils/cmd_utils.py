@@ -1,28 +1,6 @@
-"""Correlation Mode Decomposition (CMD), for any model: the algorithm's public face.
+"""Correlation Mode Decomposition (CMD), for any model: the suite's face of utils.cmd.
 
-"Enhancing Neural Training via a Correlated Dynamics Model", ICLR 2024. The weights of a network
-move together while it trains: each belongs to one of a few modes, in which it is an affine
-function of the mode's reference weight, w_i(t) ≈ a_i · w_r(t) + b_i.
-
-On a finished run, whose trajectory is float32 [T, N], one snapshot of all weights an epoch:
-
-    sample = sample_weights(layer_sizes(model), k=1000)
-    cmd = fit_cmd(trajectory, sample, modes=10)
-    theta = cmd.reconstruct(cmd.reference_history[-1])    # float32 [N]
-
-Alongside training, as torch.optim.swa_utils.AveragedModel is used:
-
-    online = OnlineCMD(model, modes=10, samples=1000, warmup=20)
-    for epoch in range(epochs):
-        train(model)
-        online.update_parameters(model)
-    test(online.module)
-
-`read_vector` and `write_vector` turn a model into its vector θ and back.
-
-On a series of checkpoints, from the command line:
-
-    python -m utils.cmd_utils epoch_*.pt --modes 10
+python -m utils.cmd_utils epoch_*.pt --modes 10     # on a series of checkpoints
 """
 
 if __name__ == "__main__":  # before anything large is imported
@@ -30,10 +8,24 @@ if __name__ == "__main__":  # before anything large is imported
 
     end_quietly()
 
-from utils.cmd.clustering import sample_weights
-from utils.cmd.fitting import CMDModel, fit_cmd
-from utils.cmd.online import OnlineCMD
-from utils.cmd.vector import layer_names, layer_sizes, read_vector, write_vector
+import argparse
+
+from utils.cmd import (
+    CMDModel,
+    OnlineCMD,
+    fit_cmd,
+    fit_files,
+    layer_names,
+    layer_sizes,
+    read_vector,
+    sample_weights,
+    write_vector,
+)
+from utils.cmd.errors import InputError
+from utils.system.arguments import Parser
+from utils.system.command import run_command
+from utils.system.errors import UserError
+from utils.system.interrupts import leave
 
 __all__ = [
     "CMDModel",
@@ -45,9 +37,28 @@ __all__ = [
     "sample_weights",
     "write_vector",
 ]
+PROGRAM = "python -m utils.cmd_utils"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command on checkpoints; returns its exit code."""
+    args = build_parser().parse_args(argv)
+
+    def work() -> None:
+        try:
+            fit_files.fit_checkpoints(args)
+        except InputError as error:
+            raise UserError(str(error)) from error
+
+    return run_command(PROGRAM, f"--output {args.output}", work, fit_files.INTERRUPTED)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = Parser(prog=PROGRAM, description=fit_files.__doc__.replace("PROGRAM", PROGRAM))
+    fit_files.add_arguments(parser)
+    return parser
+
 
 if __name__ == "__main__":
-    from utils.cmd.fit_files import main
-    from utils.system.interrupts import leave
-
     leave(main())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from utils.cmd.fitting import Snapshots
+from utils.cmd.snapshots import Snapshots
 
 SHRINK = 0.4  # of the step, from one trial of the line search to the next
 SUFFICIENT = 0.4  # share of the decrease that the slope promises, for a trial to be taken

@@ -1,4 +1,4 @@
-"""Clustering of the sampled weights into modes (paper, section 3; DESIGN: steps 1 and 2)."""
+"""Clustering of the sampled weights into modes (paper, section 3)."""
 
 import warnings
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ BLOCK_ROWS = 512
 
 
 def sample_weights(
-    layer_sizes: Sequence[int], k: int, generator: torch.Generator | None = None
+    layer_sizes: Sequence[int], k: int, generator: torch.Generator | int | None = None
 ) -> Tensor:
     """Draw K weights without replacement, balanced over the layers: int64 [K], ascending.
 
@@ -27,8 +27,10 @@ def sample_weights(
     Where K/2 is smaller than the number of layers the sample is uniform over all weights, with a
     warning. K ≥ N gives all N.
 
-    layer_sizes: weights in each layer, in θ's order (`utils.cmd.vector.layer_sizes`).
-    generator: a seeded CPU torch.Generator; torch's own default where it is None.
+    Args:
+        layer_sizes: weights in each layer, in θ's order (see `layer_sizes`).
+        k: K.
+        generator: a seeded CPU torch.Generator, or a seed; None for torch's own default.
 
     Raises ValueError if K < 1 or there is no weight to draw.
     """
@@ -41,6 +43,8 @@ def sample_weights(
     if k >= n_weights:
         return torch.arange(n_weights)
 
+    if isinstance(generator, int):
+        generator = torch.Generator().manual_seed(generator)
     seed = torch.randint(2**63 - 1, (1,), generator=generator).item()
     random = np.random.default_rng(seed)  # draws a few of many without a permutation of all
     n_layers = int(np.count_nonzero(sizes))
@@ -64,11 +68,11 @@ def sample_weights(
 
 def _counts(sizes: np.ndarray, k: int) -> np.ndarray:
     """How many of the K samples each layer gives, int64 [L]."""
-    equal = _share(k // 2, (sizes > 0).astype(np.int64), sizes)
-    return equal + _share(k - k // 2, sizes, sizes - equal)
+    equal = _apportion(k // 2, (sizes > 0).astype(np.int64), sizes)
+    return equal + _apportion(k - k // 2, sizes, sizes - equal)
 
 
-def _share(total: int, weights: np.ndarray, room: np.ndarray) -> np.ndarray:
+def _apportion(total: int, weights: np.ndarray, room: np.ndarray) -> np.ndarray:
     """`total` in whole parts as near to the proportion of `weights` as `room` allows, int64 [L].
 
     What a layer has no room for goes to the others by the same proportion; fractions are rounded

@@ -1,11 +1,12 @@
-"""Fit CMD to checkpoints that you have: a series of state files of one model, of any kind.
+"""Fit CMD to checkpoints: a series of state files of one model, of any kind.
 
-    python -m utils.cmd_utils epoch_*.pt --modes 10
-    python -m utils.cmd_utils FOLDER --output described
+    PROGRAM epoch_*.pt --modes 10
+    PROGRAM FOLDER --output described
 
 Files are taken in the order given, those of a folder in the order of the numbers in their names.
-One is in memory at a time. The output folder gets cmd.pt, CMD's parameters for `CMDModel.load`,
-and the last checkpoint with its weights replaced by their reconstruction, in the format given.
+One is in memory at a time. The output folder gets cmd.safetensors, CMD's parameters for
+`CMDModel.load`, and the last checkpoint with its weights replaced by their reconstruction, in the
+format given.
 """
 
 import argparse
@@ -16,51 +17,35 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.cmd.clustering import sample_weights
-from utils.cmd.fitting import Snapshots, fit_cmd
-from utils.cmd.quality import Description, describe
-from utils.cmd.state_files import Checkpoint, check_same, find_files, layers_of
-from utils.cmd.vector import layer_sizes, named_layers, read_vector, write_vector
-from utils.storage.trajectory import Trajectory
-from utils.system.arguments import Parser, at_least
-from utils.system.command import run_command
-from utils.system.devices import choose_device
-from utils.system.errors import UserError
-from utils.system.tables import format_table
+from .clustering import sample_weights
+from .errors import InputError
+from .fitting import fit_cmd
+from .quality import Description, describe
+from .snapshots import Snapshots
+from .state_files import Checkpoint, check_same, find_files, layers_of
+from .vector import layer_sizes, named_layers, read_vector, write_vector
 
-PARAMETERS, RECONSTRUCTED = "cmd.pt", "reconstructed"
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    return run_command(
-        parser.prog,
-        f"--output {args.output}",
-        lambda: fit_checkpoints(args),
-        interrupted="interrupted; nothing was written",
-    )
+PARAMETERS, RECONSTRUCTED = "cmd.safetensors", "reconstructed"
+INTERRUPTED = "interrupted; nothing was written"
 
 
 def fit_checkpoints(args: argparse.Namespace) -> None:
     """Fit CMD to the files, write the results, and print the report."""
     files = find_files(args.checkpoints)
     if args.samples < args.modes:
-        raise UserError(f"--samples {args.samples} is below --modes {args.modes}: raise it")
-    device = choose_device(args.device)
+        raise InputError(f"--samples {args.samples} is below --modes {args.modes}: raise it")
+    device = find_device(args.device)
     outputs = output_files(args.output, files[-1].suffix, args.overwrite)
-    with collected(files, args.key, args.output) as (trajectory, names, sizes):
-        generator = torch.Generator().manual_seed(args.seed)
-        sample = sample_weights(sizes, args.samples, generator)
-        array = trajectory.array
+    with collected(files, args.key, args.output) as (array, names, sizes):
+        sample = sample_weights(sizes, args.samples, args.seed)
         try:
             cmd = fit_cmd(array, sample, args.modes, device=device)
         except ValueError as error:
-            raise UserError(f"--modes {args.modes}, --samples {args.samples}: {error}") from error
+            raise InputError(f"--modes {args.modes}, --samples {args.samples}: {error}") from error
         found = describe(Snapshots(array, device=device), cmd, sizes)
     cmd = cmd.to("cpu")
     cmd.save(outputs[0])
@@ -76,73 +61,111 @@ def fit_checkpoints(args: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def collected(
     files: Sequence[Path], key: str | None, folder: Path
-) -> Iterator[tuple[Trajectory, list[str], list[int]]]:
-    """The checkpoints' weights, as a trajectory on disk that goes when the block ends.
+) -> Iterator[tuple[np.ndarray, list[str], list[int]]]:
+    """The checkpoints' weights, in a file that is removed when the block ends.
 
-    Yields (the trajectory, the layers' names, the layers' sizes).
+    Yields (the trajectory, a memory map float32 [T, N]; the layers' names; the layers' sizes).
 
-    Raises UserError if a file does not fit the first, or there is no room.
+    Raises InputError if a file does not fit the first, or there is no room.
     """
-    store = folder / f".trajectory-{os.getpid()}.npy"
-    expected, trajectory = None, None
+    store = folder / f".trajectory-{os.getpid()}"
+    expected: dict[str, tuple[int, ...]] = {}
+    sizes: list[int] = []
     try:
-        for number, path in enumerate(tqdm(files, "reading", unit="file", disable=None), start=1):
-            checkpoint = Checkpoint(path, key)
-            if expected is None:
-                expected, sizes = layers_of(checkpoint), layer_sizes(checkpoint.state)
-                require_room(folder, 4 * sum(sizes) * len(files))
-                trajectory = Trajectory(store, sum(sizes))
-            check_same(checkpoint, files[0], expected)
-            check_finite(checkpoint)
-            trajectory.append(read_vector(checkpoint.state))
-            if not sys.stderr.isatty():
-                print(f"{number} of {len(files)}: {path}", flush=True)
-        yield trajectory, list(expected), sizes
+        with store.open("wb") as rows:
+            for number, path in enumerate(tqdm(files, "reading", unit="file", disable=None), 1):
+                checkpoint = Checkpoint(path, key)
+                if not expected:
+                    expected, sizes = layers_of(checkpoint), layer_sizes(checkpoint.state)
+                    require_room(folder, 4 * sum(sizes) * len(files))
+                check_same(checkpoint, files[0], expected)
+                check_finite(checkpoint)
+                rows.write(read_vector(checkpoint.state).cpu().numpy().data)
+                if not sys.stderr.isatty():
+                    print(f"{number} of {len(files)}: {path}", flush=True)
+        array = np.memmap(store, np.float32, "r", shape=(len(files), sum(sizes)))
+        yield array, list(expected), sizes
     finally:
         store.unlink(missing_ok=True)
 
 
 def check_finite(checkpoint: Checkpoint) -> None:
-    """Raise UserError naming a tensor that holds NaN or infinity."""
+    """Raise InputError naming a tensor that holds NaN or infinity."""
     for name, tensor in named_layers(checkpoint.state):
         if not tensor.isfinite().all():
-            raise UserError(f"CHECKPOINT {checkpoint.path}: tensor {name!r} is not finite")
+            raise InputError(f"CHECKPOINT {checkpoint.path}: tensor {name!r} is not finite")
 
 
 def output_files(folder: Path, suffix: str, overwrite: bool) -> tuple[Path, Path]:
     """Where the results go; the folder is made.
 
-    Raises UserError if there are results that may not be overwritten.
+    Raises InputError if there are results that may not be overwritten.
     """
     files = folder / PARAMETERS, folder / f"{RECONSTRUCTED}{suffix}"
     for file in files:
         if file.exists() and not overwrite:
-            raise UserError(f"--output {folder} holds {file.name}: choose another, or --overwrite")
+            raise InputError(f"--output {folder} holds {file.name}: choose another, or --overwrite")
     folder.mkdir(parents=True, exist_ok=True)
     return files
 
 
 def require_room(folder: Path, needed: int) -> None:
-    """Raise UserError unless the folder has room for the weights of all checkpoints."""
+    """Raise InputError unless the folder has room for the weights of all checkpoints."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise UserError(f"--output {folder}: {needed:,} bytes are needed there for a while, "
+        raise InputError(f"--output {folder}: {needed:,} bytes are needed there for a while, "
                         f"{free:,} are free; choose another")  # fmt: skip
+
+
+def find_device(name: str) -> torch.device:
+    """The device by name.
+
+    Raises InputError if it cannot be used.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name}: it cannot be used here ({reason}); try cpu") from error
+    return device
 
 
 def report(names: Sequence[str], found: Sequence[Description]) -> str:
     """The table: each tensor, and all of them together."""
-    rows = []
+    rows = [("tensor", "weights", "relative error", "mean |correlation|")]
     for name, entry in (*zip(names, found, strict=True), ("all", sum(found, Description()))):
         mean = entry.mean_correlation
         correlation = "never moves" if mean is None else f"{mean:.4f}"
         rows.append((name, f"{entry.weights:,}", f"{entry.relative_error:.2e}", correlation))
-    return format_table(("tensor", "weights", "relative error", "mean |correlation|"), rows)
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = [
+        "  ".join(
+            [row[0].ljust(first), *(c.rjust(w) for c, w in zip(row[1:], others, strict=True))]
+        )
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("─" * width for width in (first, *others)))
+    return "\n".join(lines)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = Parser(prog="python -m utils.cmd_utils", description=__doc__)
+def at_least(lowest: int):
+    """A type for argparse: whole numbers from `lowest` on."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"{text} is too small: choose {lowest} or more")
+        return value
+
+    return parse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `fit_checkpoints`."""
     parser.add_argument(
         "checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="files, or one folder"
     )
@@ -164,5 +187,4 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, default=Path("cmd"), metavar="DIR", help="(default: %(default)s)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace results that lie there")
-    return parser
+    parser.add_argument("--overwrite", action="store_true", help="replace the results in it")

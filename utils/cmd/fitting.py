@@ -1,127 +1,23 @@
-"""Fitting CMD to a trajectory (paper, section 3; DESIGN: steps 2 to 4)."""
+"""Fitting CMD to a trajectory (paper, section 3)."""
 
-import math
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
-from os import PathLike
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils.cmd.clustering import cluster, correlation
-from utils.cmd.staging import stage
-from utils.storage.sealed import load_tensors, save_tensors
-from utils.system.ranks import ALONE, Ranks
+from .clustering import cluster, correlation
+from .model import CMDModel
+from .moments import ReferenceMoments, centre, coefficients, per_weight
+from .ranges import ranges
+from .ranks import ALONE, Ranks
+from .snapshots import Snapshots
 
 # Elements of the trajectory multiplied at once, in float64 (8 MiB: near the cores' caches), in a
-# batch of strips of at most so many weights; and weights handled at once elsewhere: large enough
-# that calls cost nothing, small enough for a cache.
+# batch of strips of at most so many weights.
 FIT_ELEMENTS = 1 << 20
 BATCH = max(4, torch.get_num_threads())
 STRIP_WEIGHTS = 2048
-PART_WEIGHTS = 1 << 17
-# The same on a GPU, where calls cost more than memory: weights, and elements of the trajectory
-# (128 MiB; two copies are in flight where they come from the host).
-GPU_PART_WEIGHTS = 1 << 24
-STAGED_ELEMENTS = 1 << 25
-
-
-# A reference's standard deviation at and below which a = σᵢ / σᵣ might not be finite in float32.
-STILL = 1e-30
-
-
-@dataclass
-class CMDModel:
-    """The CMD parameters of N weights in M modes: w_i(t) ≈ a_i · w_r(t) + b_i.
-
-    a, b: float32 [N], the affine coefficients.
-    mode: [N], each weight's mode, in the smallest signed integer type that holds M.
-    reference: int64 [M], each mode's reference weight, as an index into θ. Modes are ordered by
-        their size in the sample, largest first.
-    reference_history: float32 [T, M], the reference weights at the snapshots fitted on.
-    """
-
-    a: Tensor
-    b: Tensor
-    mode: Tensor
-    reference: Tensor
-    reference_history: Tensor
-
-    @property
-    def n_weights(self) -> int:
-        return len(self.a)
-
-    @property
-    def modes(self) -> int:
-        return len(self.reference)
-
-    def reconstruct(self, reference_weights: Tensor, out: Tensor | None = None) -> Tensor:
-        """θ̂ = a · w_r[mode] + b: float32 [N], written into `out` where it is given.
-
-        reference_weights: [M], the reference weights' values, e.g. `theta[cmd.reference]`.
-
-        Raises ValueError if there are not M of them.
-        """
-        values = torch.as_tensor(reference_weights, dtype=torch.float32, device=self.a.device)
-        if values.shape != (self.modes,):
-            raise ValueError(f"{self.modes} reference weights are needed, not {list(values.shape)}")
-        if out is None:
-            out = torch.empty_like(self.a)
-        for part in parts(self.n_weights, part_weights(out.device)):
-            w_r = values[self.mode[part].long()]
-            torch.addcmul(self.b[part], self.a[part], w_r, out=out[part])
-        return out
-
-    def of_weights(self, part: slice) -> "CMDModel":
-        """The parameters of a range of the weights, to reconstruct those alone; the references
-        keep their place in θ."""
-        own = {name: getattr(self, name)[part] for name in ("a", "b", "mode")}
-        return replace(self, **own)
-
-    def to(self, device: torch.device | str) -> "CMDModel":
-        """The same parameters on another device."""
-        return CMDModel(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
-
-    def state(self) -> dict[str, Tensor]:
-        """The parameters by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def save(self, path: str | PathLike) -> None:
-        """Write the parameters to `path`, whole or not at all."""
-        save_tensors(self.state(), path)
-
-    @classmethod
-    def load(cls, path: str | PathLike) -> "CMDModel":
-        """Read what `save` wrote, onto the CPU; no pickled code runs.
-
-        Raises ValueError if the file is something else, OSError if it cannot be read.
-        """
-        try:
-            return cls.of_state(load_tensors(path))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-
-    @classmethod
-    def of_state(cls, state: dict) -> "CMDModel":
-        """The parameters in what `state` gave.
-
-        Raises ValueError if they are something else, or do not fit together.
-        """
-        names = {field.name for field in fields(cls)}
-        if set(state) != names or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError("these are not CMD's parameters")
-        model = cls(**state)
-        if model.a.ndim != 1 or not model.a.shape == model.b.shape == model.mode.shape:
-            raise ValueError("a, b and mode differ in length")
-        for index, end in ((model.mode, model.modes), (model.reference, model.n_weights)):
-            within = not index.is_floating_point() and bool(((index >= 0) & (index < end)).all())
-            if not within:
-                raise ValueError(f"modes or references are not from 0 to below {end}")
-        if model.reference_history.shape[1:] != model.reference.shape:
-            raise ValueError("the references have no history")
-        return model
 
 
 def fit_cmd(
@@ -161,113 +57,6 @@ def fit_cmd(
     a, b, mode = (ranks.gather(values, n_weights) for values in (a, b, mode))
     a[reference], b[reference] = 1, 0
     return CMDModel(a, b, mode, reference, snapshots.columns(reference))
-
-
-class Snapshots:
-    """Snapshots start … end − 1 of a trajectory [T, N], served in pieces on a device."""
-
-    def __init__(
-        self,
-        trajectory: Tensor | np.ndarray,
-        start: int = 0,
-        end: int | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
-        if isinstance(trajectory, np.ndarray):
-            if device is None and torch.cuda.is_available():
-                device = "cuda"
-            with warnings.catch_warnings():  # of a read-only map, which nothing here writes to
-                warnings.simplefilter("ignore", UserWarning)
-                trajectory = torch.from_numpy(trajectory)
-        if trajectory.ndim != 2 or not trajectory.is_floating_point():
-            raise ValueError(
-                f"a trajectory is float32 [T, N], this is {trajectory.dtype} "
-                f"{list(trajectory.shape)}"
-            )
-        n_epochs, self.n_weights = trajectory.shape
-        end = n_epochs if end is None else end
-        if not 0 <= start < end <= n_epochs:
-            raise ValueError(f"snapshots {start} … {end} − 1 are not among the {n_epochs} there")
-        self._rows = trajectory[start:end]
-        self.device = torch.device(trajectory.device if device is None else device)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def columns(self, index: Tensor) -> Tensor:
-        """The snapshots of some weights, float32 [T, len(index)]."""
-        return self._rows[:, index.to(self._rows.device)].to(self.device, torch.float32)
-
-    def parts(self, within: slice | None = None) -> Iterator[tuple[slice, Tensor]]:
-        """All weights, or those of a range, some at a time: (range, their snapshots [T, n] on the
-        device).
-
-        A part is valid until the next one is asked for. Parts that have to travel to a GPU are
-        copied while the one before is worked on.
-        """
-        size = PART_WEIGHTS if self.device.type == "cpu" else max(1, STAGED_ELEMENTS // len(self))
-        within = within or slice(0, self.n_weights)
-        ranges = list(parts(within.stop, size, within.start))
-        if self._rows.device == self.device:
-            for part in ranges:
-                yield part, self._rows[:, part]
-        else:
-            yield from stage(self._rows, ranges, self.device)
-
-
-@dataclass
-class ReferenceMoments:
-    """How the reference weights moved over `count` snapshots: what a fit knows of each mode.
-
-    count: how many, or the sum of their weights where they count differently. mean: float64 [M].
-    square: float64 [M], the (weighted) sum of squared deviations from the mean.
-    """
-
-    count: float
-    mean: Tensor
-    square: Tensor
-
-    @classmethod
-    def of(cls, columns: Tensor, weights: Tensor | None = None) -> "ReferenceMoments":
-        """Of snapshots float [T, M]. weights: float64 [T], how much each counts; None: all 1."""
-        mean, deviation = centre(columns.double(), weights)
-        if weights is None:
-            return cls(len(columns), mean, deviation.square().sum(0))
-        return cls(float(weights.sum()), mean, weights @ deviation.square())
-
-    def add(self, values: Tensor, decay: float = 1) -> None:
-        """Count one more snapshot, float [M], after those before count `decay` times as much."""
-        deviation = values.double() - self.mean
-        self.count = decay * self.count + 1
-        self.mean += deviation / self.count
-        self.square *= decay
-        self.square += deviation * (values - self.mean)
-
-    def table(self) -> Tensor:
-        """What `coefficients` needs of each mode: float64 [2, M], 1 / square and the mean."""
-        # 1 / ∞ = 0: no slope where the reference never moved, or by less than float32 can be
-        # multiplied by
-        square = torch.where(self.square > self.count * STILL**2, self.square, math.inf)
-        return torch.stack([square.reciprocal(), self.mean])
-
-
-def coefficients(mean: Tensor, covariance: Tensor, of_reference: Tensor) -> Tensor:
-    """The least-squares a, b, float64 [2, n], of weights with these moments.
-
-    mean, covariance: float64 [n], of each weight and with its reference (a sum, not divided by
-    T). of_reference: float64 [2, n], `per_weight` of the references' table; a and b replace it.
-    Where the reference does not move (its standard deviation is at most STILL), a = 0 and b is the
-    mean.
-    """
-    scale, reference_mean = of_reference
-    scale.mul_(covariance)
-    torch.addcmul(mean, scale, reference_mean, value=-1, out=reference_mean)
-    return of_reference
-
-
-def per_weight(table: Tensor, mode: Tensor, out: Tensor | None = None) -> Tensor:
-    """Each weight's column of a table of the modes: [rows, M] by mode int [n] is [rows, n]."""
-    return torch.gather(table, 1, mode.long().expand(len(table), -1), out=out)
 
 
 def find_references(snapshots: Snapshots, sample: Tensor, modes: int) -> Tensor:
@@ -397,7 +186,7 @@ def _strips(rows: Tensor, columns: Tensor) -> Tensor:
     batch = rows.expand(BATCH, -1, -1).contiguous()
     wide = rows.new_empty(BATCH, n_epochs, width)
     whole = n_weights // width
-    for strips in parts(whole, BATCH):
+    for strips in ranges(whole, BATCH):
         count = strips.stop - strips.start
         block = columns[:, strips.start * width : strips.stop * width]
         wide[:count].copy_(block.view(n_epochs, count, width).transpose(0, 1))
@@ -407,32 +196,6 @@ def _strips(rows: Tensor, columns: Tensor) -> Tensor:
         product[whole] = 0
         product[whole, :, : rest.shape[1]] = rows @ rest.to(rows.dtype)
     return product
-
-
-def centre(columns: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The mean over time of float64 [T, n], and the deviations from it, in place.
-
-    weights: float64 [T], how much each snapshot counts; None: all alike.
-
-    The first snapshot is subtracted first, which is exact where a weight's movement is small
-    against its value, and gives exactly 0 for a weight that never moves.
-    """
-    first = columns[0].clone()
-    columns -= first
-    shift = columns.mean(0) if weights is None else (weights @ columns) / weights.sum()
-    columns -= shift
-    return first + shift, columns
-
-
-def parts(stop: int, size: int, start: int = 0) -> Iterator[slice]:
-    """Consecutive ranges of at most `size` weights that cover start … stop − 1."""
-    for first in range(start, stop, size):
-        yield slice(first, min(first + size, stop))
-
-
-def part_weights(device: torch.device) -> int:
-    """How many weights to handle at once on a device."""
-    return PART_WEIGHTS if device.type == "cpu" else GPU_PART_WEIGHTS
 
 
 def mode_dtype(modes: int) -> torch.dtype:

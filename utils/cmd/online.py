@@ -8,29 +8,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from utils.cmd.clustering import sample_weights
-from utils.cmd.fitting import (
-    CMDModel,
-    ReferenceMoments,
-    Snapshots,
-    check_modes,
-    coefficients,
-    decaying_parts,
-    fit_parts,
-    mode_dtype,
-    part_weights,
-    parts,
-    per_weight,
-    shared_references,
-)
-from utils.cmd.vector import (
-    copy_integer_buffers,
-    layer_sizes,
-    read_vector,
-    write_parts,
-    write_vector,
-)
-from utils.system.ranks import ALONE, Ranks
+from .clustering import sample_weights
+from .fitting import check_modes, decaying_parts, fit_parts, mode_dtype, shared_references
+from .model import CMDModel
+from .moments import ReferenceMoments, coefficients, per_weight
+from .ranges import part_weights, ranges
+from .ranks import ALONE, Ranks
+from .snapshots import Snapshots
+from .vector import copy_integer_buffers, layer_sizes, read_vector, write_pieces, write_vector
 
 
 class History(Protocol):
@@ -96,8 +81,7 @@ class OnlineCMD:
         self.modes, self.samples, self.warmup, self.start = modes, samples, warmup, start
         self.module = copy.deepcopy(module).requires_grad_(False)
         self.n_updates = 0
-        generator = torch.Generator().manual_seed(seed)
-        self._sample = sample_weights(layer_sizes(module), samples, generator)
+        self._sample = sample_weights(layer_sizes(module), samples, seed)
         self._history, self._ranks, self._beside = history, ranks, beside
         self._n_weights = sum(layer_sizes(module))
         if beside is not None:
@@ -146,7 +130,7 @@ class OnlineCMD:
         a = torch.empty(len(state["mean"]), device=state["mean"].device)
         b = torch.empty_like(a)
         table = self._moments.table()
-        for part in parts(len(a), part_weights(a.device)):
+        for part in ranges(len(a), part_weights(a.device)):
             mean, covariance, mode = (state[name][part] for name in ("mean", "covariance", "mode"))
             a[part], b[part] = coefficients(mean, covariance, per_weight(table, mode))
         a, b, mode = (
@@ -212,7 +196,7 @@ class OnlineCMD:
         if self._ranks.size > 1:
             own = torch.cat([part.clone() for part in updated])
             updated = iter([self._ranks.gather(own, self._n_weights)])
-        write_parts(updated, self.module)
+        write_pieces(updated, self.module)
 
     def _updated(self, theta: Tensor, table: Tensor) -> Iterator[Tensor]:
         """The new model, float32 [n] a part, each as its weights are taken into the state.
@@ -224,7 +208,7 @@ class OnlineCMD:
         count, decay = self._moments.count, self._decay
         size = min(len(theta), part_weights(theta.device))
         wide, narrow = table.new_empty(5, size), theta.new_empty(4, size)
-        for part in parts(len(theta), size):
+        for part in ranges(len(theta), size):
             n_weights = part.stop - part.start
             deviation, change, *_ = wide[:, :n_weights]
             of_weight = per_weight(table, self._state["mode"][part], wide[2:, :n_weights])

@@ -6,7 +6,9 @@ from operator import add
 
 import torch
 
-from utils.cmd.fitting import CMDModel, Snapshots, centre
+from .model import CMDModel
+from .moments import centre
+from .snapshots import Snapshots
 
 
 @dataclass

@@ -5,16 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from utils.cmd.vector import named_layers
-from utils.storage.files import atomic_write
-from utils.storage.sealed import load_any_tensors, save_tensors
-from utils.system.errors import UserError
+from .errors import InputError
+from .files import SAFE, read_pickled, whole, write_safe
+from .vector import named_layers
 
-PICKLED, SAFE = (".pt", ".pth", ".bin", ".ckpt"), ".safetensors"
+PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 # where a file keeps the model's state beside other things
 KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "network")
 
@@ -30,7 +29,7 @@ class Checkpoint:
 
         key: the entry that holds the model's state; None is the first of the usual ones.
 
-        Raises UserError if the file cannot be read or holds no such state.
+        Raises InputError if the file cannot be read or holds no such state.
         """
         self.path, self.metadata = path, None
         try:
@@ -42,24 +41,24 @@ class Checkpoint:
                     }
                     self.metadata = file.metadata()
             else:
-                self.content = load_any_tensors(path)
+                self.content = read_pickled(path)
         except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(f"CHECKPOINT {path} cannot be read: {error}") from error
+            raise InputError(f"CHECKPOINT {path} cannot be read: {error}") from error
         self.state = self._find(key)
 
     def save(self, path: Path) -> None:
         """Write the content in the format that it was read in."""
         if self.path.suffix == SAFE:
-            with atomic_write(path) as file:
-                file.write(save(self.content, self.metadata))
+            write_safe(self.content, path, self.metadata)
         else:
-            save_tensors(self.content, path)
+            with whole(path) as draft:
+                torch.save(self.content, str(draft))  # by its own writer, which no signal reaches
 
     def _find(self, key: str | None) -> Mapping[str, Tensor]:
         nested = {name: value for name, value in self.content.items() if is_state(value)}
         if key is not None:
             if key not in nested:
-                raise UserError(
+                raise InputError(
                     f"--key {key}: {self.path} has no such state; it has "
                     f"{', '.join(map(str, nested)) or 'none'}"
                 )
@@ -72,11 +71,11 @@ class Checkpoint:
         if len(nested) == 1:
             return next(iter(nested.values()))
         if nested:
-            raise UserError(
+            raise InputError(
                 f"CHECKPOINT {self.path} holds {len(nested)} states: choose one with --key, "
                 f"{', '.join(map(str, nested))}"
             )
-        raise UserError(f"CHECKPOINT {self.path} holds no floating-point tensors by name")
+        raise InputError(f"CHECKPOINT {self.path} holds no floating-point tensors by name")
 
 
 def is_state(value: Any) -> bool:
@@ -96,22 +95,22 @@ def layers_of(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 
 
 def check_same(checkpoint: Checkpoint, first: Path, expected: Mapping[str, tuple]) -> None:
-    """Raise UserError naming the first tensor in which a file's layers are not as expected."""
+    """Raise InputError naming the first tensor in which a file's layers are not as expected."""
     path, layers = checkpoint.path, layers_of(checkpoint)
     for name, shape in expected.items():
         if name not in layers:
-            raise UserError(f"CHECKPOINT {path} has no tensor {name!r}, which {first} has")
+            raise InputError(f"CHECKPOINT {path} has no tensor {name!r}, which {first} has")
         if layers[name] != shape:
-            raise UserError(
+            raise InputError(
                 f"CHECKPOINT {path}: tensor {name!r} is {list(layers[name])}, "
                 f"in {first} it is {list(shape)}"
             )
     for name in layers:
         if name not in expected:
-            raise UserError(f"CHECKPOINT {path} has a tensor {name!r}, which {first} has not")
+            raise InputError(f"CHECKPOINT {path} has a tensor {name!r}, which {first} has not")
     for name, other in zip(layers, expected, strict=True):
         if name != other:
-            raise UserError(
+            raise InputError(
                 f"CHECKPOINT {path}: tensor {name!r} comes where {first} has {other!r}; "
                 "save the states in one order"
             )
@@ -120,25 +119,25 @@ def check_same(checkpoint: Checkpoint, first: Path, expected: Mapping[str, tuple
 def find_files(paths: Sequence[Path]) -> list[Path]:
     """The checkpoints named: files in the order given, or a folder's in the order of their numbers.
 
-    Raises UserError if there are not two of them, of one format.
+    Raises InputError if there are not two of them, of one format.
     """
     files = list(paths)
     if len(paths) == 1 and paths[0].is_dir():
         known = (*PICKLED, SAFE)
         files = sorted((f for f in paths[0].iterdir() if f.suffix in known), key=by_number)
         if len(files) < 2:
-            raise UserError(f"CHECKPOINT {paths[0]}: the folder holds {len(files)} files that end "
+            raise InputError(f"CHECKPOINT {paths[0]}: the folder holds {len(files)} files that end "
                             f"in {', '.join(known)}; two are the least")  # fmt: skip
     for file in files:
         if not file.is_file():
-            raise UserError(f"CHECKPOINT {file} is not a file: give files in order, or one folder")
+            raise InputError(f"CHECKPOINT {file} is not a file: give files in order, or one folder")
         if file.suffix not in (*PICKLED, SAFE):
-            raise UserError(f"CHECKPOINT {file}: its name should end in "
+            raise InputError(f"CHECKPOINT {file}: its name should end in "
                             f"{', '.join((*PICKLED, SAFE))}")  # fmt: skip
         if (file.suffix == SAFE) != (files[0].suffix == SAFE):
-            raise UserError(f"CHECKPOINT {file} is not of the format of {files[0]}: give one kind")
+            raise InputError(f"CHECKPOINT {file} is not of the format of {files[0]}: give one kind")
     if len(files) < 2:
-        raise UserError(f"CHECKPOINT {files[0]}: two checkpoints are the least that move")
+        raise InputError(f"CHECKPOINT {files[0]}: two checkpoints are the least that move")
     return files
 
 

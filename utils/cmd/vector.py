@@ -10,7 +10,6 @@ Every function here takes a module, or a state dictionary as one loads it from a
 from collections.abc import Iterable, Mapping
 
 import torch
-from ordered_set import OrderedSet
 from torch import Tensor, nn
 
 Stateful = nn.Module | Mapping[str, Tensor]
@@ -25,7 +24,7 @@ def named_layers(module: Stateful) -> list[tuple[str, Tensor]]:
 
     Raises ValueError if there is no floating-point state.
     """
-    seen: OrderedSet[tuple] = OrderedSet()
+    seen: set[tuple] = set()
     layers = []
     for name, tensor in _state(module).items():
         if not (isinstance(tensor, Tensor) and tensor.is_floating_point()):
@@ -39,9 +38,9 @@ def named_layers(module: Stateful) -> list[tuple[str, Tensor]]:
     return layers
 
 
-def layer_names(module: Stateful) -> OrderedSet[str]:
+def layer_names(module: Stateful) -> list[str]:
     """The names of θ's layers, in θ's order; a layer is one tensor of the state."""
-    return OrderedSet(name for name, _ in named_layers(module))
+    return [name for name, _ in named_layers(module)]
 
 
 def layer_sizes(module: Stateful) -> list[int]:
@@ -92,11 +91,11 @@ def write_vector(vector: Tensor, module: Stateful) -> None:
     n_weights = sum(layer_sizes(module))
     if vector.shape != (n_weights,):
         raise ValueError(f"θ is {list(vector.shape)}, the module has {n_weights} weights")
-    write_parts([vector], module)
+    write_pieces([vector], module)
 
 
 @torch.no_grad()
-def write_parts(parts: Iterable[Tensor], module: Stateful) -> None:
+def write_pieces(pieces: Iterable[Tensor], module: Stateful) -> None:
     """Write θ, given as consecutive pieces, float [n] each, into `module` in place.
 
     A piece is used up before the next is asked for. Running variances are clamped at 0, as by
@@ -104,7 +103,7 @@ def write_parts(parts: Iterable[Tensor], module: Stateful) -> None:
 
     Raises StopIteration if the pieces are shorter than θ.
     """
-    parts = iter(parts)
+    pieces = iter(pieces)
     piece = torch.empty(0)
     for name, tensor in named_layers(module):
         # row-major order in memory, or a copy of it that is laid out as the tensor is at the end
@@ -112,7 +111,7 @@ def write_parts(parts: Iterable[Tensor], module: Stateful) -> None:
         filled = 0
         while filled < len(flat):
             if not len(piece):
-                piece = next(parts)
+                piece = next(pieces)
             taken = min(len(piece), len(flat) - filled)
             flat[filled : filled + taken].copy_(piece[:taken])
             piece, filled = piece[taken:], filled + taken

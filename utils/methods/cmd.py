@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
 
 from utils.base_utils import get_model
 from utils.cmd.clustering import sample_weights
-from utils.cmd.fitting import CMDModel, fit_cmd
+from utils.cmd.fitting import fit_cmd
+from utils.cmd.model import CMDModel
 from utils.cmd.online import OnlineCMD
 from utils.cmd.vector import layer_sizes, read_vector, write_vector
 from utils.methods.base import Method
@@ -122,7 +122,7 @@ class OnlineCMDMethod(_CMD):
     def finish(self) -> None:
         cmd = self.online.model
         if self.run.ranks.first:
-            self.run.store.save(cmd.state(), self.files()[0])
+            self.run.store.save(cmd.state_dict(), self.files()[0])
 
 
 class AdaptiveCMD(OnlineCMDMethod):
@@ -167,8 +167,7 @@ class PostHocCMD(_CMD):
     def prepare(self) -> None:
         run, settings, name = self.run, self.settings, self.files()[0]
         if not run.ranks.object_from_first((run.folder / name).exists):
-            generator = torch.Generator().manual_seed(settings.seed)
-            sample = sample_weights(layer_sizes(self.module), settings.samples, generator)
+            sample = sample_weights(layer_sizes(self.module), settings.samples, settings.seed)
             cmd = fit_cmd(
                 run.trajectory.array,
                 sample,
@@ -178,7 +177,7 @@ class PostHocCMD(_CMD):
                 ranks=run.ranks,
             )
             if run.ranks.first:
-                run.store.save(cmd.state(), name)
+                run.store.save(cmd.state_dict(), name)
             run.ranks.wait()
         cmd = load_cmd(run.store, name).to(run.device)
         self._own = cmd.of_weights(run.ranks.share(run.n_weights))  # this rank's
@@ -196,7 +195,7 @@ def load_cmd(store: Store, name: str) -> CMDModel:
     Raises UserError if it does not hold them.
     """
     with store.reading(name) as state:
-        return CMDModel.of_state(state)
+        return CMDModel.from_state_dict(state)
 
 
 def online_cmd(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from utils.cmd.fitting import Snapshots
+from utils.cmd.snapshots import Snapshots
 from utils.cmd.vector import trainable_ranges, write_vector
 from utils.methods.base import Method
 from utils.methods.cmd import WarmupSettings

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from utils.base_utils import get_model
 from utils.cmd.clustering import sample_weights
-from utils.cmd.fitting import CMDModel
+from utils.cmd.model import CMDModel
 from utils.cmd.vector import layer_names, layer_sizes
 from utils.data.datasets import Dataset
 from utils.methods.base import Method
@@ -179,10 +179,9 @@ class StoredRun:
     def sample(self) -> Tensor:
         """The weights that CMD clustered, int64 [K]."""
         sizes = [size for _, size in self.layers]
-        generator = torch.Generator().manual_seed(self.settings.seed)
         with warnings.catch_warnings():  # that it is small was said when the run was made
             warnings.simplefilter("ignore", UserWarning)
-            return sample_weights(sizes, self.settings.samples, generator)
+            return sample_weights(sizes, self.settings.samples, self.settings.seed)
 
     @cached_property
     def posthoc(self) -> CMDModel:

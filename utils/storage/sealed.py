@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -86,29 +85,7 @@ def load_tensors(path: str | os.PathLike, run: str | None = None) -> dict:
             raise ValueError(f"{path} is not as it was written")
     if run is not None and seal[len(MARK) : -DIGEST_BYTES] != _run_field(run):
         raise ValueError(f"{path} belongs to another run")
-    return load_any_tensors(path)
-
-
-def load_any_tensors(path: str | os.PathLike) -> dict:
-    """Read a dictionary of tensors that torch.save wrote anywhere, onto the CPU; no pickled code
-    runs, and no more memory is taken than the file has bytes.
-
-    Raises ValueError if the file holds anything else, OSError if it cannot be read.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-        unpacked = sum(member.file_size for member in members)
-        packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
-        if packed or unpacked > Path(path).stat().st_size:
-            raise ValueError("it unpacks to more than it is")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch raises many types for a file that is not its own
-        raise ValueError(
-            f"{path} is not a file of tensors saved with torch.save (since torch 1.6)"
-        ) from error
+    state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a dictionary of tensors")
     return state

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from utils.cmd.clustering import cluster, correlation, signed_correlation
-from utils.cmd.fitting import Snapshots
+from utils.cmd.snapshots import Snapshots
 from utils.results.pictures.needs import require_movement, require_sample, require_two_epochs
 from utils.results.pictures.style import MARK, STYLE, caption, save
 from utils.results.stored_run import StoredRun

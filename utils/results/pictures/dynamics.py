@@ -19,7 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
-from utils.cmd.fitting import CMDModel, Snapshots, fit_cmd
+from utils.cmd.fitting import fit_cmd
+from utils.cmd.model import CMDModel
+from utils.cmd.snapshots import Snapshots
 from utils.cmd.vector import read_vector, write_vector
 from utils.methods.cmd import AdaptiveCMD, OnlineCMDMethod, online_cmd
 from utils.methods.registry import Settings

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from utils.base_utils import get_model
-from utils.cmd.fitting import CMDModel
+from utils.cmd.model import CMDModel
 from utils.cmd.vector import write_vector
 from utils.data.datasets import Dataset, Split
 from utils.methods.cmd import PostHocCMD

@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from utils.cmd.fitting import CMDModel, Snapshots, centre
+from utils.cmd.model import CMDModel
+from utils.cmd.moments import centre
+from utils.cmd.snapshots import Snapshots
 from utils.results.pictures.needs import require_any_movement, require_two_epochs
 from utils.results.pictures.style import (
     NAMED,

@@ -12,7 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from utils.cmd.fitting import CMDModel, Snapshots, centre, fit_cmd, parts
+from utils.cmd.fitting import fit_cmd
+from utils.cmd.model import CMDModel
+from utils.cmd.moments import centre
+from utils.cmd.ranges import ranges
+from utils.cmd.snapshots import Snapshots
 from utils.cmd.vector import read_vector, write_vector
 from utils.methods.cmd import AdaptiveCMD, OnlineCMDMethod, online_cmd
 from utils.results.pictures.needs import require_movement, require_sample, require_warmup
@@ -92,7 +96,7 @@ def of_members(
     total = torch.zeros(len(snapshots), cmd.modes, dtype=torch.float64)
     count = torch.zeros(cmd.modes, dtype=torch.float64)
     for part, columns in progress(snapshots.parts()):
-        for some in parts(columns.shape[1], AT_ONCE):
+        for some in ranges(columns.shape[1], AT_ONCE):
             weights, mode = columns[:, some].double(), cmd.mode[part][some].long()
             moving = (weights != weights[0]).any(0)
             weights, mode = weights[:, moving], mode[moving]
