@@ -39,7 +39,7 @@ def find_readmes():
             yield path.relative_to(ROOT).as_posix(), path.read_text()
 
 
-READMES = dict(find_readmes())
+READMES = dict(sorted(find_readmes()))
 MAIN, FEDERATED = READMES["README.md"], READMES["utils/federated/README.md"]
 
 
