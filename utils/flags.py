@@ -123,10 +123,13 @@ def markdown(parser: argparse.ArgumentParser) -> str:
     """A parser's flags as a table in Markdown: flag, default, meaning."""
     rows = ["| flag | default | meaning |", "| --- | --- | --- |"]
     for action in parser._actions:
-        if action.dest != "help":
-            flags = ", ".join(f"`{flag}`" for flag in action.option_strings)
-            words, _, told = action.help.removesuffix(")").rpartition(" (default: ")
-            rows.append(f"| {flags} | {told} | {words} |")
+        if action.dest == "help":
+            continue
+        flags = ", ".join(f"`{flag}`" for flag in action.option_strings)
+        words, _, told = action.help.replace("%%", "%").removesuffix(")").rpartition(" (default: ")
+        if action.choices is not None and not all(choice in words for choice in action.choices):
+            words += f": {', '.join(f'`{choice}`' for choice in action.choices)}"
+        rows.append(f"| {flags} | {told} | {words} |")
     return "\n".join(rows)
 
 

@@ -37,8 +37,9 @@ class EmbeddedSettings(OnlineSettings):
         False, "whether it is of the weights not yet embedded, not of all", truth, metavar="BOOL"
     )
     embed_memory: float | None = option(
-        None, "a, b from the recent past, as with --memory", memory_or_none, metavar="H",
-        told="from all epochs alike, as in the paper", before=None,
+        None,
+        "a, b from the recent past, as with --memory; none: from all epochs alike, as in the paper",
+        memory_or_none, metavar="H", told="none", before=None,
     )  # fmt: skip
     embed_in_place: bool = option(
         False,

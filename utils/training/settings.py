@@ -22,7 +22,7 @@ from utils.system.options import option
 from utils.training.optimizers import OPTIMIZERS, SCHEDULERS, SGD, WARMUP_EPOCHS, WITH_WARMUP
 from utils.training.precision import FP32, PRECISIONS
 
-MODELS_OWN = "the model's, below"
+MODELS_OWN = "the model's"
 Self = TypeVar("Self", bound="DataSettings")
 
 
@@ -81,7 +81,7 @@ class TrainingSettings(DataSettings):
 
     group: ClassVar[str] = "model and training"
 
-    model: str = option("res18", "the architecture, with the paper's settings", choices=MODELS)
+    model: str = option("res18", "the model, with the paper's settings for it", choices=MODELS)
     weights: str | None = option(
         None, "of vit: a state file of torchvision's vit_b_16, or 'none' to train from scratch",
         metavar="FILE", told="ImageNet's, downloaded",
@@ -92,8 +92,8 @@ class TrainingSettings(DataSettings):
     momentum: float | None = option(None, "of SGD, from 0 to below 1", fraction, told="0.9")
     scheduler: str = option(
         None,
-        "of the learning rate: constant; cosine to 0; a tenth from 1/2 and 3/4 of the epochs on; "
-        "cosine after a linear warm-up",
+        "of the learning rate, every step: none; cosine, to 0; step, a tenth from 1/2 and 3/4 of "
+        "the epochs on; warmup_cosine, up first, then cosine",
         choices=SCHEDULERS, told=f"none, of vit {WITH_WARMUP}",
     )  # fmt: skip
     lr_warmup: int = option(
