@@ -23,11 +23,12 @@ def principal_directions(
 ) -> Tensor:
     """The directions in which T snapshots vary most, largest first: float32 [d, n], orthonormal.
 
-    ranges: the parts of θ that are looked at, in order, n weights in all; None is all of them.
-
     The T × T Gram matrix of the centred snapshots has their singular values and left singular
     vectors (float64, summed over chunks); a second pass over the trajectory gives the right ones.
     Signs are such that each direction's largest entry is positive.
+
+    Args:
+        ranges: the parts of θ that are looked at, in order, n weights in all; None is all of them.
 
     Raises ValueError if d < 1 or the snapshots vary in fewer than d directions.
     """
@@ -96,9 +97,11 @@ def _centred(snapshots: Snapshots, ranges: Sequence[slice]) -> Iterator[tuple[sl
 class SubspaceBFGS:
     """Minimises a loss over θ₀ + Pᵀx, where θ are a module's trainable parameters, by BFGS in x.
 
-    x: float64 [d], where it is, from θ₀, the module's parameters when it began.
-    inverse_hessian: B, float64 [d, d], from the identity.
-    gradient, last_step: of the last step, float64 [d]; None before the first.
+    Attributes:
+        x: float64 [d], where it is, from θ₀, the module's parameters when it began.
+        inverse_hessian: B, float64 [d, d], from the identity.
+        gradient: of the last step, float64 [d]; None before the first.
+        last_step: the last step itself, float64 [d]; None before the first.
     """
 
     def __init__(
@@ -110,12 +113,13 @@ class SubspaceBFGS:
     ) -> None:
         """Begin at the module's parameters.
 
-        directions: P, float32 [d, n], orthonormal rows over the n trainable parameters in their
-            order, on the module's device.
-        keep_curvature: whether B lasts from step to step; otherwise each step starts it from the
-            identity.
-        total: sums a tensor over the processes that have a share of each loss; all of them make
-            the same steps.
+        Args:
+            directions: P, float32 [d, n], orthonormal rows over the n trainable parameters in
+                their order, on the module's device.
+            keep_curvature: whether B lasts from step to step; otherwise each step starts it from
+                the identity.
+            total: sums a tensor over the processes that have a share of each loss; all of them
+                make the same steps.
 
         Raises ValueError if n is another.
         """
@@ -174,7 +178,7 @@ class SubspaceBFGS:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Set the parameters to θ₀ + Pᵀx anew, free of what the steps were rounded by."""
+        """Set the parameters to θ₀ + Pᵀx, free of what the steps were rounded by."""
         torch.addmv(self._origin, self._directions.T, self.x.float(), out=self._theta)
         self._move(self._theta, 0.0)
 

@@ -31,12 +31,15 @@ def fit_cmd(
 ) -> CMDModel:
     """Fit CMD on snapshots start … end − 1 of a trajectory (paper, algorithm 1).
 
-    trajectory: float32 [T, N], a tensor, array or memory map; read in chunks of weights.
-    sample: int64 [K], the weights that are clustered, from `sample_weights`.
-    modes: M, the most modes to find; fewer come back where the sample has fewer clusters.
-    device: where to compute and to return the result; None is the tensor's own device, and for
-        an array CUDA where there is one.
-    ranks: those that fit a range of the weights each; all of them are given all parameters.
+    Args:
+        trajectory: float32 [T, N], a tensor, array or memory map; it is read in chunks of weights.
+        sample: int64 [K], the weights that are clustered, from `sample_weights`.
+        modes: M, the most modes to find; fewer come back where the sample has fewer clusters.
+        start: the first snapshot used.
+        end: the snapshot after the last one used, None for T.
+        device: where to compute and to return the result; None is the tensor's own device, and for
+            an array CUDA where there is one.
+        ranks: the processes that fit a range of the weights each; all get all parameters.
 
     Raises ValueError if M < 1, K < M, the snapshots are not in the trajectory, the sample is not
     of its weights, or a weight is not finite.
@@ -60,7 +63,8 @@ def fit_cmd(
 
 
 def find_references(snapshots: Snapshots, sample: Tensor, modes: int) -> Tensor:
-    """The reference weights of at most M modes of the sample: int64 [M'], largest mode first."""
+    """Find the reference weights of at most M modes of the sample: int64 [M'], the largest mode's
+    first."""
     sample = torch.as_tensor(sample, dtype=torch.int64, device="cpu")
     check_modes(modes, len(sample))
     if sample.min() < 0 or sample.max() >= snapshots.n_weights:
@@ -77,7 +81,7 @@ def find_references(snapshots: Snapshots, sample: Tensor, modes: int) -> Tensor:
 def shared_references(
     snapshots: Snapshots, sample: Tensor, modes: int, ranks: Ranks = ALONE
 ) -> Tensor:
-    """The same, found by the first rank for all."""
+    """Find the reference weights as `find_references` does, on the first rank for all."""
     found = ranks.object_from_first(lambda: find_references(snapshots, sample, modes).cpu())
     return found.to(snapshots.device)
 
@@ -134,8 +138,10 @@ def decaying_parts(
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Fit the weights, or those of a range, to the modes that they are in, some at a time.
 
-    moments: of the references, with the same weights. weights: float64 [T], how much each
-    snapshot counts. mode: [n], of the weights in the range.
+    Args:
+        moments: of the references, with the same weights.
+        weights: float64 [T], how much each snapshot counts.
+        mode: [n], of the weights in the range.
 
     Yields (range, weighted mean float64 [n], weighted covariance with the reference float64 [n]).
     """

@@ -14,11 +14,13 @@ from .ranges import part_weights, ranges
 class CMDModel:
     """The CMD parameters of N weights in M modes: w_i(t) ≈ a_i · w_r(t) + b_i.
 
-    a, b: float32 [N], the affine coefficients.
-    mode: [N], each weight's mode, in the smallest signed integer type that holds M.
-    reference: int64 [M], each mode's reference weight, as an index into θ. Modes are ordered by
-        their size in the sample, largest first.
-    reference_history: float32 [T, M], the reference weights at the snapshots fitted on.
+    Attributes:
+        a: float32 [N], the slopes.
+        b: float32 [N], the offsets.
+        mode: [N], each weight's mode, in the smallest signed integer type that holds M.
+        reference: int64 [M], each mode's reference weight, as an index into θ. Modes are ordered
+            by their size in the sample, largest first.
+        reference_history: float32 [T, M], the reference weights at the snapshots fitted on.
     """
 
     a: Tensor
@@ -38,7 +40,8 @@ class CMDModel:
     def reconstruct(self, reference_weights: Tensor, out: Tensor | None = None) -> Tensor:
         """θ̂ = a · w_r[mode] + b: float32 [N], written into `out` where it is given.
 
-        reference_weights: [M], the reference weights' values, e.g. `theta[cmd.reference]`.
+        Args:
+            reference_weights: [M], the reference weights' values, e.g. `theta[cmd.reference]`.
 
         Raises ValueError if there are not M of them.
         """

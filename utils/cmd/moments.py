@@ -14,8 +14,10 @@ STILL = 1e-30
 class ReferenceMoments:
     """How the reference weights moved over `count` snapshots: what a fit knows of each mode.
 
-    count: how many, or the sum of their weights where they count differently. mean: float64 [M].
-    square: float64 [M], the (weighted) sum of squared deviations from the mean.
+    Attributes:
+        count: how many, or the sum of their weights where they count differently.
+        mean: float64 [M].
+        square: float64 [M], the (weighted) sum of squared deviations from the mean.
     """
 
     count: float
@@ -24,7 +26,11 @@ class ReferenceMoments:
 
     @classmethod
     def of(cls, columns: Tensor, weights: Tensor | None = None) -> "ReferenceMoments":
-        """Of snapshots float [T, M]. weights: float64 [T], how much each counts; None: all 1."""
+        """The moments of snapshots, float [T, M].
+
+        Args:
+            weights: float64 [T], how much each snapshot counts; None: all 1.
+        """
         mean, deviation = centre(columns.double(), weights)
         if weights is None:
             return cls(len(columns), mean, deviation.square().sum(0))
@@ -49,10 +55,13 @@ class ReferenceMoments:
 def coefficients(mean: Tensor, covariance: Tensor, of_reference: Tensor) -> Tensor:
     """The least-squares a, b, float64 [2, n], of weights with these moments.
 
-    mean, covariance: float64 [n], of each weight and with its reference (a sum, not divided by
-    T). of_reference: float64 [2, n], `per_weight` of the references' table; a and b replace it.
     Where the reference does not move (its standard deviation is at most STILL), a = 0 and b is the
     mean.
+
+    Args:
+        mean: float64 [n], of each weight.
+        covariance: float64 [n], with its reference (a sum, not divided by T).
+        of_reference: float64 [2, n], `per_weight` of the references' table; a and b replace it.
     """
     scale, reference_mean = of_reference
     scale.mul_(covariance)
@@ -68,10 +77,11 @@ def per_weight(table: Tensor, mode: Tensor, out: Tensor | None = None) -> Tensor
 def centre(columns: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The mean over time of float64 [T, n], and the deviations from it, in place.
 
-    weights: float64 [T], how much each snapshot counts; None: all alike.
-
     The first snapshot is subtracted first, which is exact where a weight's movement is small
     against its value, and gives exactly 0 for a weight that never moves.
+
+    Args:
+        weights: float64 [T], how much each snapshot counts; None: all alike.
     """
     first = columns[0].clone()
     columns -= first

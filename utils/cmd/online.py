@@ -38,9 +38,11 @@ class OnlineCMD:
     λ = 1 − 1/H: a reference that leaves its mode loses its hold on it, and what is left of a weight
     is an average of its own last updates. Modes and references stay those of the warm-up.
 
-    module: the model to test or save: with the followed model's own weights before epoch F, with
-        CMD's from then on.
-    model: the current CMDModel, None before epoch F.
+    Attributes:
+        module: the model to test or save, with the followed model's own weights before epoch F,
+            and with CMD's from then on.
+        model: the current CMDModel, None before epoch F.
+        n_updates: how many updates were made.
     """
 
     def __init__(
@@ -58,16 +60,20 @@ class OnlineCMD:
     ) -> None:
         """Prepare to follow `module`, which is copied and never changed.
 
-        modes, samples, warmup: M, K, and F in updates. seed: of the sample.
-        start: the first snapshot used, 0 ≤ start < warmup.
-        history: where the caller keeps each snapshot before the update; without one, they are
-            kept in memory until the warm-up ends.
-        ranks: those that follow the same model, each in charge of a range of its weights; they
-            call everything here together.
-        memory: H, in updates; None for the paper's, in which all snapshots count alike.
-        beside: an OnlineCMD of the same settings but for the memory, which is always updated
-            before this one: its sample, modes and references are taken over, and the warm-up is
-            kept and fitted once for both.
+        Args:
+            modes: M, modes at the most.
+            samples: K, weights that are clustered.
+            warmup: F, in updates.
+            seed: of the sample.
+            start: the first snapshot used, 0 ≤ start < warmup.
+            history: where the caller keeps each snapshot before the update; without one, the
+                warm-up's snapshots are kept in memory until it ends.
+            ranks: the processes that follow the same model, each in charge of a range of its
+                weights; they call everything here together.
+            memory: H, in updates; None for the paper's, in which all snapshots count alike.
+            beside: an OnlineCMD of the same settings but for the memory, which is always updated
+                before this one: its sample, modes and references are taken over, and the warm-up
+                is kept and fitted once for both.
 
         Raises ValueError if M < 1, K < M, warmup < 1 or start is not below it, memory < 1, or
         `beside` has other settings.
@@ -201,8 +207,11 @@ class OnlineCMD:
     def _updated(self, theta: Tensor, table: Tensor) -> Iterator[Tensor]:
         """The new model, float32 [n] a part, each as its weights are taken into the state.
 
-        theta: this rank's weights. A part is valid until the next one is asked for: all parts use
-        the same room, which costs less than fresh memory for each.
+        A part is valid until the next one is asked for: all parts use the same room, which costs
+        less than fresh memory for each.
+
+        Args:
+            theta: this rank's weights.
         """
         references = (self._state["reference"] - self._own.start).tolist()
         count, decay = self._moments.count, self._decay

@@ -15,9 +15,12 @@ from .snapshots import Snapshots
 class Description:
     """Sums over some of the weights; `+` joins those of two sets of weights.
 
-    weights: how many. moving: how many of them ever move. residual: ‖Θ̂ − Θ‖², over weights and
-    snapshots. square: ‖Θ‖². correlation: the sum of |Pearson correlation| of each moving weight
-    with its reference.
+    Attributes:
+        weights: how many.
+        moving: how many of them ever move.
+        residual: ‖Θ̂ − Θ‖², over weights and snapshots.
+        square: ‖Θ‖².
+        correlation: the sum of |Pearson correlation| of each moving weight with its reference.
     """
 
     weights: int = 0
@@ -43,7 +46,8 @@ class Description:
 def describe(snapshots: Snapshots, cmd: CMDModel, layer_sizes: Sequence[int]) -> list[Description]:
     """The description of each layer by `cmd`, in one pass over the snapshots it was fitted to.
 
-    layer_sizes: the layers of θ, in order.
+    Args:
+        layer_sizes: weights in each layer of θ, in order.
 
     Raises ValueError if the layers do not add up to N.
     """

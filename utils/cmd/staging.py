@@ -11,9 +11,13 @@ def stage(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Copy `rows[:, part]` to the device for each part of `columns`, in their order.
 
-    rows: [T, N] in host memory, such as a memory map. Yields (part, its columns [T, n]), each
-    valid until the next one is asked for. On CUDA the copies run beside the device's work: the
-    host gathers the next part into a pinned buffer, which a stream of its own sends.
+    On CUDA the copies run beside the device's work: the host gathers the next part into a pinned
+    buffer, which a stream of its own sends.
+
+    Args:
+        rows: [T, N] in host memory, such as a memory map.
+
+    Yields (part, its columns [T, n]), each valid until the next one is asked for.
     """
     if device.type != "cuda":
         for part in columns:
@@ -38,7 +42,7 @@ def stage(
         arrived[slot].synchronize()  # the buffer's last copy has left it
         source.copy_(rows[:, part])
         with torch.cuda.stream(copying):
-            copying.wait_event(used[slot])  # the device has finished with what lies there
+            copying.wait_event(used[slot])  # the device has finished with the buffer
             target.copy_(source, non_blocking=True)
             arrived[slot].record(copying)
         return target

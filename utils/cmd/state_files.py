@@ -21,13 +21,15 @@ KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "network")
 class Checkpoint:
     """One file's content.
 
-    state: the model's state dictionary, which may be changed in place before `save`.
+    Attributes:
+        state: the model's state dictionary, which may be changed in place before `save`.
     """
 
     def __init__(self, path: Path, key: str | None = None) -> None:
         """Read a file onto the CPU; no pickled code runs.
 
-        key: the entry that holds the model's state; None is the first of the usual ones.
+        Args:
+            key: the entry that holds the model's state; None is the first of the usual ones.
 
         Raises InputError if the file cannot be read or holds no such state.
         """

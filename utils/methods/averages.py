@@ -91,7 +91,7 @@ def has_statistics(module: nn.Module) -> bool:
 
 
 class _OfEpochs(Method):
-    """What averages over epochs share: BatchNorm's statistics, counted anew for the average."""
+    """What averages over epochs share: BatchNorm's statistics are counted for the average."""
 
     def _count_statistics(self, epoch: int, average: nn.Module) -> None:
         """Have an average's BatchNorm see the training images, if it is to be tested."""
@@ -123,7 +123,7 @@ class SWASettings(TrainingSettings):
 
 
 class SWA(_OfEpochs):
-    """The mean of θ(t) over the epochs from `swa_start` on; BatchNorm's statistics counted anew."""
+    """The mean of θ(t) over the epochs from `swa_start` on, with statistics of its own."""
 
     name, label, flags, default = "swa", "SWA", ("--swa",), False
     help = "average the weights over the last epochs"
@@ -179,8 +179,8 @@ class LAWASettings(TrainingSettings):
 
 
 class LAWA(_OfEpochs):
-    """The mean of θ(t) over the latest K epochs, or as many as there are; BatchNorm's statistics
-    counted anew. What leaves the mean is read back from the trajectory."""
+    """The mean of θ(t) over the latest K epochs, or as many as there are, with statistics of its
+    own. What leaves the mean is read back from the trajectory."""
 
     name, label, flags, default = "lawa", "LAWA", ("--lawa",), False
     help = "average the weights over the latest K epochs (True: over --lawa_epochs)"

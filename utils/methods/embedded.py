@@ -14,10 +14,11 @@ from utils.cmd.vector import layer_sizes, read_vector, write_vector
 from utils.methods.base import Method
 from utils.methods.cmd import OnlineSettings, check_online, online_cmd
 from utils.storage.metrics import Metrics
-from utils.storage.store import Store
+from utils.storage.store import AFRESH, Store
 from utils.system.arguments import at_least, memory_or_none, positive, truth
 from utils.system.errors import UserError
 from utils.system.options import option
+from utils.training.folder import KEPT_OPTIMIZER
 from utils.training.run import Run
 
 
@@ -138,7 +139,9 @@ class EmbeddedCMD(Method):
                 if self._goes_on_from(state["epoch"]):
                     self._load_state(state)
                     return
-        kept = run.kept_optimizer()
+        kept = None
+        if (run.folder / KEPT_OPTIMIZER).exists():
+            kept = run.store.load(KEPT_OPTIMIZER, f"--cmd_embed '' leaves it out, {AFRESH}")
         if kept is None or kept["epoch"] != self.departs(self.settings):
             raise UserError(
                 f"--cmd_embed True: the run in {run.folder} kept no optimizer of epoch "

@@ -127,7 +127,6 @@ class Run:
                     "settings": asdict(settings),
                     "n_weights": self.n_weights,
                     "classes": list(dataset.classes),
-                    "data_dir": None,
                     "environment": environment(self.device, self.ranks.size),
                 }
             )
@@ -181,12 +180,6 @@ class Run:
         return optimizer, make_scheduler(
             settings.scheduler, optimizer, settings.epochs, steps, settings.lr_warmup
         )
-
-    def kept_optimizer(self) -> dict | None:
-        """The optimizer's and the schedule's state at the epoch that was asked for."""
-        if not (self.folder / KEPT_OPTIMIZER).exists():
-            return None
-        return self.store.load(KEPT_OPTIMIZER, f"--cmd_embed '' leaves it out, {AFRESH}")
 
     def follow_steps(self, name: str, average: AveragedModel) -> None:
         """Have an average take in the weights after every step from here on, and keep its state."""
