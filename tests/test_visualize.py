@@ -22,6 +22,7 @@ from utils.results.pictures import dynamics, landscape
 from utils.results.pictures.correlation import apart, by_mode
 from utils.results.pictures.modes import mapped_members, movement_of
 from utils.results.stored_run import StoredRun
+from utils.storage.sealed import save_tensors
 from utils.storage.store import Store, read_config
 from utils.system.errors import UserError
 from utils.training.epochs import evaluate
@@ -250,7 +251,8 @@ def test_missing_files_name_the_command(real_run, tmp_path, capsys, name, pictur
 
 def test_files_of_other_runs_are_refused(real_run, tmp_path, capsys):
     shutil.copytree(real_run, tmp_path / "lenet")
-    fit_cmd(TRAJECTORY, torch.arange(100), 3).save(tmp_path / "lenet/cmd_posthoc.pt")
+    other = fit_cmd(TRAJECTORY, torch.arange(100), 3).state_dict()
+    save_tensors(other, tmp_path / "lenet/cmd_posthoc.pt", "another")
     with pytest.raises(UserError, match="another run"):
         _ = StoredRun(tmp_path / "lenet").posthoc
     values = read_config(tmp_path / "lenet")

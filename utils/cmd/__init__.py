@@ -35,8 +35,6 @@ from .model import CMDModel
 from .online import OnlineCMD
 from .vector import layer_names, layer_sizes, read_vector, write_vector
 
-__version__ = "1.0.0"
-
 __all__ = [
     "CMDModel",
     "OnlineCMD",
