@@ -1,1 +1,1 @@
-"""What a process stands on: errors, arguments, signals, devices, ranks."""
+"""The basis of every process: errors, arguments, signals, devices, ranks."""

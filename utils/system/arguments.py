@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors on one line, flags written out, and the description's lines kept."""
+    """An argparse parser that reports errors on one line, takes no abbreviated flags, and keeps the
+    line breaks of the description."""
 
     def __init__(self, **options) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
@@ -16,7 +17,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         for word in sys.argv[1:] if args is None else args:
             flag, _, value = word.partition("=")
-            if flag.startswith("-") and value == "--":  # argparse itself makes an empty list of it
+            if flag.startswith("-") and value == "--":  # argparse would make an empty list of it
                 self.error(f"argument {flag}: {value} is no value")
         return super().parse_known_args(args, namespace)
 
@@ -25,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def one_line(words: str) -> str:
-    """The words with what would break a line, or is no character, spelled out."""
+    """Return the words with line breaks and other unprintable characters escaped."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in words
@@ -33,7 +34,7 @@ def one_line(words: str) -> str:
 
 
 def truth(text: str) -> bool:
-    """True or False from a flag's value, in any case."""
+    """Return True or False from a flag's value, in upper or lower case."""
     value = text.strip().lower()
     if value in ("", "false", "0", "no"):
         return False
@@ -43,7 +44,7 @@ def truth(text: str) -> bool:
 
 
 def at_least(lowest: int) -> Callable[[str], int]:
-    """A type for argparse: whole numbers from `lowest` on."""
+    """Return a type for argparse: whole numbers from `lowest` on."""
 
     def parse(text: str) -> int:
         try:
@@ -58,7 +59,7 @@ def at_least(lowest: int) -> Callable[[str], int]:
 
 
 def positive(text: str) -> float:
-    """A finite number above 0."""
+    """Parse a finite number above 0."""
     try:
         value = float(text)
     except ValueError:
@@ -69,7 +70,7 @@ def positive(text: str) -> float:
 
 
 def memory(text: str) -> float:
-    """A number of updates, 1 or more, that adaptive CMD remembers."""
+    """Parse how many updates adaptive CMD remembers, 1 or more."""
     value = positive(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is too short: choose 1 or more")
@@ -77,12 +78,12 @@ def memory(text: str) -> float:
 
 
 def memory_or_none(text: str) -> float | None:
-    """The same, or None from ''."""
+    """Parse what `memory` parses, or None from ''."""
     return memory(text) if text.strip() else None
 
 
 def truth_or_count(text: str) -> bool | int:
-    """True or False, or a whole number from 2 on."""
+    """Parse True or False, or a whole number from 2 on."""
     try:
         return truth(text)
     except argparse.ArgumentTypeError:
@@ -96,7 +97,7 @@ def truth_or_count(text: str) -> bool | int:
 
 
 def fraction(text: str) -> float:
-    """A number from 0 to below 1."""
+    """Parse a number from 0 to below 1."""
     try:
         value = float(text)
     except ValueError:

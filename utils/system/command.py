@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and one line if it could not do what it was asked to."""
+"""How a command ends: its exit code, and one line if it could not do what was asked."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ from utils.system.interrupts import handled
 from utils.system.ranks import OtherRankFailedError, is_another
 
 INTERRUPTED = "interrupted; what was finished is kept, and the same command goes on with it"
-BROKEN_PIPE = 128 + signal.SIGPIPE  # as the shell has it
+BROKEN_PIPE = 128 + signal.SIGPIPE  # as shells report it
 
 
 class Terminated(BaseException):
@@ -25,15 +25,22 @@ class Terminated(BaseException):
 def run_command(
     program: str, where: str, work: Callable[[], int | None], interrupted: str = INTERRUPTED
 ) -> int:
-    """Do the work; returns the exit code: the work's own or 0, 2 for what the user can mend, 130
-    and 143 when interrupted. Must be called in the main thread.
+    """Do the work and return the exit code; to be called in the main thread.
 
-    where: the flag and its value that say where results go. interrupted: what is said then.
-    Of several processes on one run the first one speaks for all.
+    Of several processes on one run only the first one prints.
+
+    Args:
+        program: the name that messages begin with.
+        where: the flag, with its value, that says where results go.
+        work: returns an exit code, or None for 0.
+        interrupted: the message when SIGINT or SIGTERM ends the work.
+
+    Returns:
+        The work's own code; 2 for what the user can mend, 130 after SIGINT, 143 after SIGTERM.
     """
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     interruptible = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
     try:
         with (
@@ -43,8 +50,8 @@ def run_command(
             return work() or 0
     except UserError as error:
         return _stop(program, f"error: {error}", 2)
-    except BrokenPipeError:  # who was told has gone
-        sys.stdout = None  # or Python tries again, and complains, as it ends
+    except BrokenPipeError:  # whoever read the output has gone
+        sys.stdout = None  # else Python tries again as it ends, and complains
         return BROKEN_PIPE
     except FileNotFoundError as error:
         return _stop(program, f"error: {_missing(error)}", 2)
@@ -60,7 +67,7 @@ def run_command(
 
 
 def _missing(error: FileNotFoundError) -> str:
-    """That a file is not there, or the first of its folders that is not."""
+    """Return the message that a file, or the first missing one of its folders, is not there."""
     if not isinstance(error.filename, (str, bytes)):
         return str(error)
     path = Path(os.fsdecode(error.filename))

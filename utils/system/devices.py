@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""The device to compute on."""
 
 import platform
 from pathlib import Path
@@ -9,9 +9,9 @@ from utils.system.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device by name; "auto" is CUDA where there is one, else the CPU.
+    """Return the device by name; "auto" is CUDA where there is one, else the CPU.
 
-    Raises UserError if it is not to be had.
+    Raises UserError if the device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -20,12 +20,12 @@ def choose_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name}: not to be had here ({reason}); try cpu") from error
+        raise UserError(f"--device {name}: not available here ({reason}); try cpu") from error
     return device
 
 
 def processor_name(device: torch.device) -> str:
-    """What the device calls itself; of a CPU what the system calls it."""
+    """Return the name of a GPU, or of the CPU as the system reports it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")

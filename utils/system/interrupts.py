@@ -1,6 +1,7 @@
-"""Ctrl-C and SIGTERM where they cannot raise an exception that gets through.
+"""Ctrl-C and SIGTERM where an exception that they raise would not get through.
 
-Without torch, so that a command can begin with `end_quietly` before it imports anything large.
+This module does without torch, so that a command can call `end_quietly` before it imports
+anything large.
 """
 
 import contextlib
@@ -18,9 +19,9 @@ Handler = Callable | int | None  # as signal.getsignal returns it
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """A block at whose end SIGINT and SIGTERM take effect, if they came in it.
+    """Hold SIGINT and SIGTERM back within a block; they take effect at its end.
 
-    Python handles signals in its main thread; in any other this does nothing.
+    Python handles signals in its main thread; in any other thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -34,7 +35,7 @@ def held_back() -> Iterator[None]:
 
 @contextlib.contextmanager
 def handled(handlers: dict[int, Handler]) -> Iterator[None]:
-    """A block in which signals have these handlers, but for those that are ignored."""
+    """Give signals these handlers within a block, except signals that are ignored."""
     before = {number: signal.getsignal(number) for number in handlers}
     try:
         _handle(handlers)
@@ -45,13 +46,13 @@ def handled(handlers: dict[int, Handler]) -> Iterator[None]:
 
 
 def end_quietly() -> None:
-    """From now on have SIGINT and SIGTERM, unless ignored, end this process at once, with one line
+    """Let SIGINT and SIGTERM, unless ignored, end this process at once from now on, with one line
     and exit code 130 or 143."""
     _handle(dict.fromkeys(SIGNALS, _end))
 
 
 def leave(code: int) -> NoReturn:
-    """End the process, whose work is done, whatever signal comes."""
+    """End the process, whose work is done, and ignore signals meanwhile."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
@@ -64,6 +65,6 @@ def _handle(handlers: dict[int, Handler]) -> None:
 
 
 def _end(number: int, _) -> NoReturn:
-    if int(os.environ.get("RANK", "0")) == 0:  # of several processes the first speaks for all
+    if int(os.environ.get("RANK", "0")) == 0:  # of several processes only the first prints
         os.write(2, f"{Path(sys.argv[0]).name}: interrupted\n".encode())
     os._exit(128 + number)

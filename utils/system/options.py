@@ -10,12 +10,12 @@ OPTION = "option"  # in a field's metadata
 
 @dataclass(frozen=True)
 class Option:
-    """What a flag needs to know.
+    """What a flag is made of.
 
     Attributes:
         default: the flag's value where it is left out; None where it depends on other settings.
         help: what the setting means.
-        type: parses the text, and raises argparse.ArgumentTypeError out of bounds.
+        type: parses the text, and raises argparse.ArgumentTypeError for a value out of bounds.
         choices: the values to choose from, None for any.
         metavar: stands for the value in --help.
         told: the default in words, None for the default itself.
@@ -38,11 +38,11 @@ def option(
     told: str | None = None,
     before: Any = MISSING,
 ) -> Any:
-    """A field of a settings class, with its flag (see `Option`).
+    """Return a field of a settings class, with its flag; for the other arguments see `Option`.
 
     Args:
-        before: the value that runs had which were made before there was the setting; None is one.
-            Left out, it is the default, or the setting has to be recorded where that is None.
+        before: the value, which may be None, in runs made before the setting existed. Left out, it
+            is the default, and where that is None, every run must have recorded the setting.
     """
     if before is MISSING and default is not None:
         before = default
@@ -51,7 +51,7 @@ def option(
 
 
 def options_of(settings: type) -> dict[str, Option]:
-    """The options of a settings class by name, inherited ones first; fields without a flag are
-    not among them."""
+    """Return the options of a settings class by name, inherited ones first, without the fields
+    that have no flag."""
     found = dataclasses.fields(settings)
     return {field.name: field.metadata[OPTION] for field in found if OPTION in field.metadata}

@@ -1,8 +1,8 @@
 """The processes of one run: this one alone, or those that torchrun started.
 
-Every process (rank) holds the whole model and all images. In training each takes its share of
-every batch, in testing its share of the batches; of θ's N weights each fits, updates and
-reconstructs a range of its own. Rank 0 writes the results, each its columns of the trajectory.
+Every process (rank) holds the whole model and all images. In training it takes its share of every
+batch, in testing its share of the batches; of θ's N weights it fits, updates and reconstructs a
+range of its own. Rank 0 writes the results; every rank writes its columns of the trajectory.
 """
 
 import contextlib
@@ -18,17 +18,21 @@ from torch.nn.parallel import DistributedDataParallel
 from utils.system.devices import choose_device
 from utils.system.errors import UserError
 
-PATIENCE = timedelta(hours=2)  # while one rank fits or downloads; torchrun ends those left behind
+PATIENCE = timedelta(hours=2)  # while one rank fits or downloads; if one dies, torchrun ends all
 
 
 class OtherRankFailedError(Exception):
-    """Another rank could not do its part, and has said why."""
+    """Another rank could not do its part, and has reported why."""
 
 
 class Ranks:
-    """A rank among `size` of them, and what they do together; alone, nothing is sent.
+    """A rank among several, and what they do together; where there is one, nothing is sent.
 
-    Whatever sends is to be called by all ranks, in the same order.
+    All ranks must call the methods that send, in the same order.
+
+    Attributes:
+        rank: this rank's number, from 0.
+        size: how many ranks there are.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -41,28 +45,28 @@ class Ranks:
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """This rank's part of `count` things in a row; only the last ones' may be smaller."""
+        """Return this rank's part of `count` things in a row; only the last may be smaller."""
         each = -(-count // self.size)
         return slice(min(self.rank * each, count), min((self.rank + 1) * each, count))
 
     def batch_share(self, count: int) -> tuple[slice, int]:
-        """This rank's part of a batch of `count` images, and how many of them count.
+        """Return this rank's part of a batch of `count` images, and how many of them count.
 
-        Where a small batch leaves nothing, one image comes and does not count: models are called
-        on all ranks alike.
+        A rank for which a small batch leaves nothing gets one image that does not count, because
+        models are called on all ranks alike.
         """
         share = self.share(count)
         n_images = share.stop - share.start
         return (share if n_images else slice(0, 1)), n_images
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over ranks, in place."""
+        """Sum over ranks, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def gather(self, part: Tensor, count: int) -> Tensor:
-        """`count` numbers of which each rank has its share, on every rank."""
+        """Return all `count` numbers on every rank; each rank gives its share as `part`."""
         if self.size == 1:
             return part
         each = -(-count // self.size)
@@ -75,13 +79,13 @@ class Ranks:
         return whole[:count]
 
     def from_first(self, values: Tensor) -> Tensor:
-        """Rank 0's values, in place; the others give room of the same shape."""
+        """Copy rank 0's values, in place, to the other ranks' tensors of the same shape."""
         if self.size > 1:
             dist.broadcast(values, src=0)
         return values
 
     def object_from_first(self, make: Callable):
-        """What `make` returns on rank 0: numbers, text or small tensors; not called elsewhere."""
+        """Call `make` on rank 0 only; return its numbers, text or small tensors on every rank."""
         if self.size == 1:
             return make()
         box = [make() if self.first else None]
@@ -102,7 +106,7 @@ class Ranks:
                     self.sum(buffer).div_(self.size)
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """The module to be called in training, which gives each gradient its mean over ranks."""
+        """Return the module to call in training, which averages each gradient over ranks."""
         if self.size == 1:
             return module
         device = next(module.parameters()).device
@@ -110,24 +114,24 @@ class Ranks:
         return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
 
     def synchronised(self, model: nn.Module) -> nn.Module:
-        """The model with BatchNorm over all ranks' images, where torch has it: on GPUs."""
+        """Return the model with BatchNorm over all ranks' images where torch has it, on GPUs."""
         if self.size == 1 or next(model.parameters()).device.type != "cuda":
             return model
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Wait until every rank is here."""
         if self.size > 1:
             dist.barrier()
 
     def wait_in_background(self) -> None:
-        """The same for the threads that write, beside whatever else the ranks send."""
+        """Wait in a writing thread until every rank's is here, beside what else the ranks send."""
         if self.size > 1:
             dist.barrier(group=self._writers)
 
     @contextlib.contextmanager
     def first_goes_first(self) -> Iterator[None]:
-        """A block that rank 0 is through with before the others begin.
+        """Run a block on rank 0 before it runs on the others.
 
         Raises OtherRankFailedError on the others if rank 0 failed.
         """
@@ -149,7 +153,7 @@ class Ranks:
         self.wait()
 
     def leave(self) -> None:
-        """End the group, once nothing more is to be sent."""
+        """End the group, once there is nothing more to send."""
         if self.size > 1:
             dist.destroy_process_group()
 
@@ -158,14 +162,14 @@ ALONE = Ranks()
 
 
 def is_another() -> bool:
-    """Whether this process is one of several and not the first, which speaks for all."""
+    """Whether this process is one of several and not the first, which alone prints."""
     return int(os.environ.get("RANK", "0")) > 0
 
 
 def join(device_name: str) -> tuple[Ranks, torch.device]:
-    """The ranks that torchrun started with this process, or this one alone; and its device.
+    """Return the ranks that torchrun started, or this process alone, and this process's device.
 
-    Raises UserError if the device is not to be had.
+    Raises UserError if the device is not available.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:

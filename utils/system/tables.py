@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows of words under a header, the first column set to the left and the others to the right.
+    """Set rows of words under a header, the first column to the left and the others to the right.
 
     Raises ValueError if a row is not as long as the header.
     """
