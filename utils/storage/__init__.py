@@ -1,1 +1,1 @@
-"""What is on disk, whole or not at all."""
+"""The files on disk, each whole or not there at all."""

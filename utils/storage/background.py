@@ -10,8 +10,8 @@ import torch
 class Background:
     """Runs calls one after another, in the order given, in a thread of its own.
 
-    On CUDA the thread works in a stream of its own, so that what it copies to the host waits for
-    what was launched before the call was given, not for what comes after.
+    On CUDA the thread has a stream of its own, so that its copies to the host wait for the work
+    launched before the call was given, not for later work.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -20,20 +20,22 @@ class Background:
         self._last: Future | None = None
 
     def submit(self, call: Callable, *arguments: Any) -> None:
-        """Have a call made. If one before it raised, `wait` raises that and later calls are not
-        made. Tensors among the arguments must not change until then."""
+        """Queue a call, whose tensor arguments must not change until it was made.
+
+        If an earlier call raised, later ones are not made, and `wait` raises its error.
+        """
         before, ready = self._last, None
         if self._stream is not None:
             ready = torch.cuda.current_stream(self._stream.device).record_event()
         self._last = self._pool.submit(self._make, before, ready, call, arguments)
 
     def wait(self) -> None:
-        """Until all calls given so far were made; raises what one of them raised."""
+        """Wait until all calls given so far were made; raise what one of them raised."""
         if self._last is not None:
             self._last.result()
 
     def close(self) -> None:
-        """Finish what was given; raises nothing."""
+        """Finish the calls given so far, and raise nothing."""
         self._pool.shutdown(wait=True)
 
     def _make(

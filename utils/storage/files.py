@@ -16,7 +16,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def room_for(path: Path, needed: int) -> Iterator[None]:
-    """A block that writes `needed` bytes to `path`.
+    """Run a block that writes `needed` bytes to `path`.
 
     Raises UserError if there is no room for them.
     """
@@ -35,9 +35,7 @@ def room_for(path: Path, needed: int) -> Iterator[None]:
 
 
 def require_room(folder: Path, needed: int, what: str) -> None:
-    """Raise UserError unless `needed` bytes, for `what`, are free where a run's folder is or will
-    be.
-    """
+    """Raise UserError unless `needed` bytes, for `what`, are free where a run's folder will be."""
     existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
@@ -57,9 +55,11 @@ def _full_disk(error: BaseException | None) -> OSError | None:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike, needed: int = 0) -> Iterator[BinaryIO]:
-    """A binary file that replaces `path` when the block ends, and is dropped if it raises.
+    """Open a binary file that replaces `path` when the block ends, and is dropped if it raises.
 
-    needed: its bytes, if they are known before.
+    Args:
+        path: the file to be written.
+        needed: its bytes, 0 if they are not known beforehand.
 
     Raises UserError if there is no room for it.
     """
@@ -80,14 +80,14 @@ def _draft(path: Path, process: int | str) -> Path:
 
 
 def remove_drafts(folder: Path, names: tuple[str, ...]) -> None:
-    """Remove what processes that were killed while writing these files have left."""
+    """Remove what processes killed while writing these files have left."""
     for name in names:
         for draft in folder.glob(_draft(folder / name, "[0-9]*").name):
             draft.unlink(missing_ok=True)
 
 
 def append(path: Path, text: str) -> None:
-    """Add text to a file, and have it on the disk.
+    """Add text to a file, and wait until it is on the disk.
 
     Raises UserError if there is no room for it.
     """

@@ -8,19 +8,19 @@ from pathlib import Path
 
 from utils.system.errors import UserError
 
-HOLDER = ".running"  # who works there; it says so only while the lock is held
+HOLDER = ".running"  # names the process that works there, only while the lock is held
 
 
 class FolderLock:
-    """Holds a folder for this process until `release`, or until the process ends, however it does.
+    """Holds a folder for this process until `release`, or until the process ends in any way.
 
-    The folder itself is locked (flock), so that nothing stale can keep anyone out.
+    The folder itself is locked (flock), so that nothing left behind can keep other processes out.
     """
 
     def __init__(self, folder: Path) -> None:
         """Take the lock.
 
-        Raises UserError, naming the process that has it, if it is taken.
+        Raises UserError, naming the process that has the lock, if it is taken.
         """
         self._holder = folder / HOLDER
         self._folder: int | None = os.open(folder, os.O_RDONLY)
@@ -41,7 +41,7 @@ class FolderLock:
             self._holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
 
     def release(self) -> None:
-        """Give the folder to others."""
+        """Give the folder to other processes."""
         if self._folder is not None:
             self._holder.unlink(missing_ok=True)
             self._close()
@@ -51,5 +51,5 @@ class FolderLock:
         self._folder = None
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # whatever is still there as the interpreter ends
+        with contextlib.suppress(Exception):  # modules may be gone as the interpreter ends
             self.release()

@@ -12,8 +12,15 @@ from utils.system.errors import UserError
 
 @dataclass(frozen=True)
 class Row:
-    """One tested epoch. Losses are means over images, accuracies fractions; None where a method
-    has none. seconds: what the method spent on the epoch."""
+    """One tested epoch. Losses are means over images, accuracies fractions.
+
+    Attributes:
+        method: its name.
+        epoch: from 0.
+        train_loss, train_acc: of the epoch's training; None where the method has none.
+        test_loss, test_acc: on the test images.
+        seconds: what the method spent on the epoch.
+    """
 
     method: str
     epoch: int
@@ -44,8 +51,10 @@ class Metrics:
     def __init__(self, path: Path, writable: bool = True, sums: Sums | None = None) -> None:
         """Open the file, or create it; a last line cut short by a kill is dropped.
 
-        writable: whether the file is to be mended so that rows can be added.
-        sums: the rows' checksums, in any order; None where a row is not held to one.
+        Args:
+            path: the file's.
+            writable: whether to mend the file so that rows can be added.
+            sums: the rows' checksums, in any order; None leaves rows unchecked.
 
         Raises UserError if it is not a metrics file, or a row is not as it was written.
         """
@@ -63,7 +72,7 @@ class Metrics:
                 f"{path} is not a metrics file of this suite: --overwrite starts afresh"
             )
         if sums is not None:
-            sums.read()  # a row that was added since has its checksum there
+            sums.read()  # the checksums of rows added since are there
         known = None if sums is None else set(sums.digests)
         for number, line in enumerate(lines[1:], start=2):
             try:
@@ -92,13 +101,13 @@ class Metrics:
 
     def write(self, row: Row) -> None:
         """Append a row to the file."""
-        if self._sums is not None:  # first, so that a row without a checksum is a damaged one
+        if self._sums is not None:  # first, so that only damaged rows have no checksum
             self._sums.add(row.text().encode())
         append(self.path, row.text())
 
     @classmethod
     def stored(cls, path: Path, sums: Sums | None = None) -> "Metrics":
-        """The rows of a file that is there, which is left as it is.
+        """Read the rows of an existing file, which is left as it is.
 
         Raises UserError if it is not a metrics file or not there, or a row is not as written.
         """

@@ -1,7 +1,8 @@
 """Files sealed against damage, and read safely.
 
 A sealed file of tensors is a zip archive, as torch.save makes it, whose comment (which readers of
-zip archives skip) names the run that the file belongs to and ends in the SHA-256 of all before it.
+zip archives skip) names the run that the file belongs to and ends in the SHA-256 of all bytes
+before it.
 A sealed JSON file has the SHA-256 of its content under "checksum". A file that grows has its
 checksums beside it, a line for each piece.
 """
@@ -57,12 +58,15 @@ def _json_digest(content: dict) -> str:
 def save_tensors(state: dict, path: str | os.PathLike, run: str = "") -> None:
     """Write a dictionary of tensors and numbers to `path` atomically, by torch.save, and seal it.
 
-    run: the name of the run that it belongs to, at most 32 bytes.
+    Args:
+        state: the dictionary.
+        path: the file to be written.
+        run: the name of the run that it belongs to, at most 32 bytes.
     """
-    # torch makes its own error of an interruption that comes while it writes
+    # torch replaces an interruption that comes while it writes by an error of its own
     with held_back(), atomic_write(path, tensor_bytes(state)) as file:
         torch.save(state, file)
-        file.seek(-2, io.SEEK_END)  # the length of the comment, which is the last of an archive
+        file.seek(-2, io.SEEK_END)  # the length of the comment, an archive's last field
         file.write(SEAL_BYTES.to_bytes(2, "little") + MARK + _run_field(run))
         file.write(_file_digest(file, file.tell()))
 
@@ -70,7 +74,9 @@ def save_tensors(state: dict, path: str | os.PathLike, run: str = "") -> None:
 def load_tensors(path: str | os.PathLike, run: str | None = None) -> dict:
     """Read what `save_tensors` wrote, onto the CPU; no pickled code runs.
 
-    run: the run that it has to belong to; None for any.
+    Args:
+        path: the file to be read.
+        run: the name of the run that it has to belong to; None for any.
 
     Raises ValueError if it is something else or not whole, OSError if it cannot be read.
     """
@@ -92,7 +98,7 @@ def load_tensors(path: str | os.PathLike, run: str | None = None) -> dict:
 
 
 def tensor_bytes(state: Any) -> int:
-    """What the tensors in nested dictionaries, lists and tuples take, in bytes."""
+    """Return the bytes of all tensors in nested dictionaries, lists and tuples."""
     if isinstance(state, Tensor):
         return state.nbytes
     inner = state.values() if isinstance(state, dict) else state
@@ -100,7 +106,7 @@ def tensor_bytes(state: Any) -> int:
 
 
 def digest(data: bytes | memoryview) -> str:
-    """The checksum of a piece of a file, 32 characters: the first half of its SHA-256."""
+    """Return the checksum of a piece of a file: the first 32 hexadecimal digits of its SHA-256."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 
@@ -109,7 +115,7 @@ def _run_field(run: str) -> bytes:
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal.
+    """Return the SHA-256 of a file's content, in hexadecimal.
 
     Raises OSError if it cannot be read.
     """
@@ -118,7 +124,7 @@ def file_digest(path: Path) -> str:
 
 
 def _file_digest(file: BinaryIO, stop: int) -> bytes:
-    """The SHA-256 of the bytes before `stop`; the file is left there."""
+    """Return the SHA-256 of the bytes before `stop`, and leave the file at `stop`."""
     found = hashlib.sha256()
     file.seek(0)
     while (left := stop - file.tell()) > 0:
@@ -132,14 +138,20 @@ def _file_digest(file: BinaryIO, stop: int) -> bytes:
 class Sums:
     """The checksums of the pieces of a file, in the order they were added.
 
-    digests: of each piece, by `digest`. The first line of the file names the run that
-    it belongs to.
+    They are in a file of their own, whose first line names the run that it belongs to.
+
+    Attributes:
+        path: of the file with the checksums.
+        digests: of each piece, by `digest`.
     """
 
     def __init__(self, path: Path, run: str, writable: bool = True) -> None:
         """Open the checksums, or begin with none; a last line cut short by a kill is dropped.
 
-        writable: whether the file is to be made or mended so that lines can be added.
+        Args:
+            path: the checksums' file.
+            run: the name of the run that they have to belong to.
+            writable: whether to create or mend the file so that lines can be added.
 
         Raises ValueError if they are of another run.
         """
@@ -148,10 +160,10 @@ class Sums:
             self._write()
 
     def read(self) -> bool:
-        """Read the file, as far as it has grown; returns whether it is there and whole.
+        """Read the file as far as it has grown; return whether it is there and whole.
 
-        Whoever reads beside a run that goes on reads the pieces first and then their checksums,
-        which are written before them.
+        Each checksum is written before its piece counts, so whoever reads while a run goes on
+        must read the pieces first and their checksums after them.
 
         Raises ValueError if they are of another run.
         """
@@ -163,12 +175,12 @@ class Sums:
         return bool(whole) and whole == text
 
     def add(self, data: bytes | memoryview) -> None:
-        """Add a piece's checksum, which is on the disk when this returns."""
+        """Add a piece's checksum, and wait until it is on the disk."""
         self.digests.append(digest(data))
         append(self.path, self.digests[-1] + "\n")
 
     def truncate(self, count: int) -> None:
-        """Forget all but the first `count`."""
+        """Forget all checksums but the first `count`."""
         if count < len(self.digests):
             del self.digests[count:]
             self._write()

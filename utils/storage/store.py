@@ -1,4 +1,4 @@
-"""The files of one run: each sealed, named for the run, and refused when it is not as written."""
+"""The files of one run: each sealed, naming the run, and refused if it is not as it was written."""
 
 import contextlib
 import secrets
@@ -16,13 +16,15 @@ from utils.system.errors import UserError
 
 CONFIG = "config.json"
 AFRESH = "--overwrite starts afresh"
-ANEW = "remove it, and the run's command makes it anew"
+ANEW = "remove it, and the run's command makes it again"
 
 
 class Store:
     """Reads and writes the files of a run in its folder.
 
-    run: the name of the run, drawn when it began, by which files of other runs are told apart.
+    Attributes:
+        folder: the folder's path.
+        run: the run's name, drawn when it began, which tells its files from other runs'.
     """
 
     def __init__(self, folder: Path, run: str) -> None:
@@ -30,12 +32,12 @@ class Store:
 
     @classmethod
     def new(cls, folder: Path) -> "Store":
-        """Of a run that begins."""
+        """Return the store of a run that begins."""
         return cls(folder, secrets.token_hex(16))
 
     @classmethod
     def of(cls, folder: Path) -> "Store":
-        """Of the run that lies in a folder.
+        """Return the store of the run in a folder.
 
         Raises UserError if its configuration is damaged.
         """
@@ -58,10 +60,10 @@ class Store:
 
     @contextlib.contextmanager
     def reading(self, name: str, remedy: str = ANEW) -> Iterator[dict]:
-        """A block that takes in what `save` wrote.
+        """Read what `save` wrote, for a block that uses it.
 
-        Raises UserError if the file is not there, and, ending in the remedy, if it is damaged or
-        of another run, or the block cannot use it.
+        Raises UserError if the file is not there; and, ending in the remedy, if it is damaged or
+        of another run, or if the block cannot use it.
         """
         path = self.folder / name
         if not path.exists():
@@ -70,7 +72,7 @@ class Store:
             yield load_tensors(path, self.run)
 
     def sums(self, name: str, remedy: str = AFRESH, writable: bool = True) -> Sums:
-        """The checksums in a file.
+        """Open the checksums in a file.
 
         Raises UserError, ending in the remedy, if they are of another run.
         """
@@ -79,7 +81,7 @@ class Store:
 
 
 def read_config(folder: Path) -> dict:
-    """A run's configuration.
+    """Read a run's configuration.
 
     Raises UserError if it is damaged.
     """
@@ -92,7 +94,7 @@ def read_config(folder: Path) -> dict:
 
 @contextlib.contextmanager
 def usable(path: Path, remedy: str) -> Iterator[None]:
-    """A block that takes in the content of a file.
+    """Run a block that uses the content of a file.
 
     Raises UserError, naming the file and ending in the remedy, if the content cannot be used.
     """

@@ -1,7 +1,7 @@
 """The trajectory on disk: snapshots of θ, float32 [T, N], one contiguous row an epoch.
 
 The file is an ordinary `.npy`, so `numpy.load(path, mmap_mode="r")` opens it, also while a run
-goes on: a row, and its checksum in a file beside, is written whole before the header counts it.
+goes on: a row, and its checksum in a file beside, are written before the header counts the row.
 """
 
 import os
@@ -18,7 +18,7 @@ from utils.storage.files import atomic_write, room_for
 from utils.storage.sealed import Sums, digest
 from utils.system.errors import UserError
 
-MADE_ANEW = "the run's command with --overwrite makes it anew"
+MADE_ANEW = "the run's command with --overwrite makes it again"
 
 
 class TrajectoryError(UserError):
@@ -31,8 +31,13 @@ class TrajectoryError(UserError):
 class Trajectory:
     """An append-only `.npy` of snapshots.
 
-    `len(trajectory)` is the number of whole snapshots, `trajectory[t]` snapshot t (float32 [N],
-    a copy), `trajectory.array` all of them, memory-mapped.
+    `len(trajectory)` is the number of whole snapshots, and `trajectory[t]` a copy of snapshot t,
+    float32 [N].
+
+    Attributes:
+        path: of the file.
+        n_weights: N.
+        array: all snapshots, memory-mapped.
     """
 
     def __init__(
@@ -44,10 +49,13 @@ class Trajectory:
     ) -> None:
         """Open the trajectory at `path`, or create an empty one.
 
-        before_reading: called first whenever snapshots are read, e.g. to have another thread
-            finish writing them.
-        sums: the snapshots' checksums, by which those that were there before are held to be what
-            was written, once each, when they are first read; None where nothing lasts.
+        Args:
+            path: the file's.
+            n_weights: N.
+            before_reading: called first whenever snapshots are read, e.g. to let another thread
+                finish writing them.
+            sums: the snapshots' checksums. Each snapshot already in the file is checked when it is
+                first read. None leaves them unchecked.
 
         Raises TrajectoryError if the file is something else, of another length N, shorter than
         its header says, or has snapshots without a checksum.
@@ -60,7 +68,7 @@ class Trajectory:
         self._length = self._read_length()
         self._unchecked = set(range(self._length)) if sums is not None else set()
         if sums is not None:
-            sums.read()  # a snapshot that was added since has its checksum there
+            sums.read()  # the checksums of snapshots added since are there
         if sums is not None and self._length > len(sums.digests):
             raise TrajectoryError(
                 f"{self.path}: {sums.path} has checksums of {len(sums.digests)} of its "
@@ -84,7 +92,7 @@ class Trajectory:
 
     @property
     def array(self) -> np.ndarray:
-        """All whole snapshots, float32 [T, N], mapped copy-on-write: the file cannot change."""
+        """All whole snapshots, float32 [T, N], mapped copy-on-write, so the file cannot change."""
         self._before_reading()
         shape = (self._length, self.n_weights)
         if self._length == 0:
@@ -107,7 +115,7 @@ class Trajectory:
     def append(self, vector: Tensor) -> None:
         """Write one snapshot, float [N], with one write, then count it.
 
-        Raises ValueError if the length is not N, OSError if the disk is full; the snapshots
+        Raises ValueError if the length is not N, UserError if the disk is full; the snapshots
         already there stay whole.
         """
         if vector.shape != (self.n_weights,):
@@ -117,18 +125,22 @@ class Trajectory:
         self.count()
 
     def write(self, values: Tensor, first: int = 0) -> None:
-        """Write the weights from number `first` on, float [n], of the next snapshot, which is not
-        counted: processes can write a part each."""
+        """Write weights of the next snapshot, float [n], from number `first` on.
+
+        The snapshot is not counted yet, so that each of several processes can write a part.
+        """
         row = _as_stored(values)
         with room_for(self.path, row.nbytes), self.path.open("r+b") as file:
             file.seek(self._row_offset(self._length) + 4 * first)
             file.write(row.data)
             file.flush()
-            os.fsync(file.fileno())  # the row must be there before the header counts it
+            os.fsync(file.fileno())  # the row must be on the disk before the header counts it
 
     def seal(self, vector: Tensor) -> None:
-        """Keep the checksum of the next snapshot, all of it, before it is counted; for all
-        processes, one does."""
+        """Keep the checksum of the whole next snapshot before it is counted.
+
+        Of several processes, one does this for all.
+        """
         if self._sums is not None:
             self._sums.truncate(self._length)
             self._sums.add(_as_stored(vector).data)
@@ -136,7 +148,8 @@ class Trajectory:
     def count(self, in_file: bool = True) -> None:
         """Count a snapshot that was written whole.
 
-        in_file: in the header, too, which one process does for all.
+        Args:
+            in_file: whether to count it in the header, too, which one process does for all.
         """
         if in_file:
             with room_for(self.path, 0), self.path.open("r+b") as file:
