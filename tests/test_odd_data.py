@@ -91,7 +91,7 @@ def test_other_files_and_hidden_ones_are_left_out(root):
 @pytest.mark.parametrize("target", [".", "..", "../.."])
 def test_a_link_that_leads_back_is_refused(root, target):
     (root / "train/cat/again").symlink_to(target, target_is_directory=True)
-    with pytest.raises(UserError, match="cat/again is a link to a folder that it lies in"):
+    with pytest.raises(UserError, match="cat/again is a link to a folder that it is in"):
         load(root)
 
 

@@ -1,1 +1,1 @@
-"""Images, from where they are to batches of them."""
+"""Images, from their files to batches for a model."""

@@ -1,8 +1,9 @@
 """The data sets, held in memory as uint8.
 
-cifar10: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009, through
-torchvision. digits: the handwritten digits that scikit-learn carries. folder: your own images,
-`train/<class>/*` and `test/<class>/*` (utils.data.image_folder).
+- cifar10: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009, through
+  torchvision.
+- digits: the handwritten digits that scikit-learn carries.
+- folder: your own images, `train/<class>/*` and `test/<class>/*` (utils.data.image_folder).
 """
 
 import hashlib
@@ -20,12 +21,17 @@ from utils.data.image_folder import load_image_folder
 from utils.system.errors import UserError
 
 DIGITS_SIZE = 32
-ORDER_SEED = 0  # of fixed orders, the same for every run whatever its own seed
+ORDER_SEED = 0  # of fixed orders, which are the same for all seeds of runs
 
 
 @dataclass(frozen=True)
 class Split:
-    """images: uint8 [n, H, W, 3]. labels: int64 [n]."""
+    """The images of a split, and their classes.
+
+    Attributes:
+        images: uint8 [n, H, W, 3].
+        labels: int64 [n].
+    """
 
     images: Tensor
     labels: Tensor
@@ -42,7 +48,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split, the classes' names, and whether a mirrored image is valid."""
+    """A data set.
+
+    Attributes:
+        train, test: its splits.
+        classes: their names, by label.
+        mirror: whether a mirrored image is of the same class.
+    """
 
     train: Split
     test: Split
@@ -53,13 +65,13 @@ class Dataset:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
     def limited(self, n_images: int) -> "Dataset":
-        """The first `n_images` of each split, balanced over the classes, in their order."""
+        """Return the first `n_images` of each split, balanced over the classes, in their order."""
         return replace(
             self, train=_balanced(self.train, n_images), test=_balanced(self.test, n_images)
         )
 
     def fingerprint(self) -> str:
-        """A digest of every image and label, in order: equal for equal data."""
+        """Return a digest of every image and label, in order: equal for equal data."""
         digest = hashlib.blake2b(digest_size=8)
         for split in (self.train, self.test):
             digest.update(str(tuple(split.images.shape)).encode())
@@ -69,9 +81,13 @@ class Dataset:
 
 
 def load_dataset(name: str, data_dir: str, size: int, resizes: bool) -> Dataset:
-    """Load a data set of DATASETS for models that take `size` × `size` images.
+    """Load a data set for models that take `size` × `size` images.
 
-    resizes: whether the model's transform takes images of another size.
+    Args:
+        name: a key of DATASETS.
+        data_dir: the folder of the images.
+        size: pixels to a side.
+        resizes: whether the model's transform also takes images of other sizes.
 
     Raises UserError if the data is not there or not as it should be.
     """
@@ -108,7 +124,7 @@ def _cifar10_split(data_dir: Path, train: bool) -> tuple[Split, list[str]]:
 
 def _load_digits(data_dir: Path, size: int, resizes: bool) -> Dataset:
     del data_dir, size, resizes
-    from sklearn.datasets import load_digits  # takes a second to import, for this data set only
+    from sklearn.datasets import load_digits  # takes a second, for this data set only
     from sklearn.model_selection import train_test_split
 
     raw = load_digits()

@@ -20,7 +20,7 @@ from utils.system.errors import UserError
 
 SPLITS = ("train", "test")
 RESAMPLING = Image.Resampling.BICUBIC
-DECODER = f"Pillow {PIL.__version__}, RGB, {RESAMPLING.name.lower()}"  # what pixels depend on
+DECODER = f"Pillow {PIL.__version__}, RGB, {RESAMPLING.name.lower()}"  # what the pixels depend on
 Samples = list[tuple[str, int]]
 
 
@@ -32,8 +32,14 @@ def load_image_folder(
     Images of any format and size become RGB at `size` × `size`, or, where the model's transform
     resizes and all images share one smaller square size, at that size.
 
-    Returns (images uint8 [n, H, W, 3], labels int64 [n]) of train and of test, class by class,
-    and the names of the training classes, sorted.
+    Args:
+        data_dir: the folder that holds `train` and `test`.
+        size: pixels to a side.
+        resizes: whether the model's transform also takes images of other sizes.
+
+    Returns:
+        (images uint8 [n, H, W, 3], labels int64 [n]) of train and of test, class by class; and the
+        names of the training classes, sorted.
 
     Raises UserError if a split or class is missing or empty, or an image cannot be read.
     """
@@ -53,7 +59,7 @@ def load_image_folder(
 
 
 def _list_images(data_dir: Path) -> tuple[list[Samples], list[str]]:
-    """(path, label) of every image, sorted, for train and test; and the classes."""
+    """List (path, label) of every image, sorted, for train and test; and the classes."""
     formats = {
         ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN
     }
@@ -87,7 +93,7 @@ def _list_images(data_dir: Path) -> tuple[list[Samples], list[str]]:
 
 
 class _VisibleFolder(ImageFolder):
-    """Without the hidden folders that other programs leave beside the classes."""
+    """A class folder without the hidden folders that other programs leave beside the classes."""
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         names = sorted(
@@ -101,7 +107,7 @@ class _VisibleFolder(ImageFolder):
 
 
 def _refuse_loops(split: Path) -> None:
-    """Raise UserError if a link leads back to a folder that it lies in: images would be counted
+    """Raise UserError if a link leads back to a folder that it is in: its images would be counted
     again and again."""
     for here, folders, _ in os.walk(split, followlinks=True):
         for name in folders:
@@ -110,7 +116,7 @@ def _refuse_loops(split: Path) -> None:
                 inside, target = Path(here).resolve(), folder.resolve()
                 if inside.is_relative_to(target):
                     raise UserError(
-                        f"--data_dir: {folder} is a link to a folder that it lies in: remove it"
+                        f"--data_dir: {folder} is a link to a folder that it is in: remove it"
                     )
 
 
@@ -126,8 +132,8 @@ def _common_size(listings: list[Samples], size: int) -> int:
 
 
 def _listing_key(data_dir: Path, listings: list[Samples], size: int) -> str:
-    """A digest of what the pixels depend on: how they are decoded, and the files' names, labels
-    and contents. Another image may have the size and the time of the one that it replaced."""
+    """Return a digest of what the pixels depend on: how they are decoded, and the files' names,
+    labels and contents. An image may have the size and time of another that it replaced."""
     digest = hashlib.blake2b(f"{size}, {DECODER}".encode(), digest_size=16)
 
     def content(sample: tuple[str, int]) -> bytes:
@@ -166,11 +172,11 @@ def _decode(samples: Samples, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """The image in 8-bit RGB, without its transparency.
+    """Return the image in 8-bit RGB, without its transparency.
 
     Raises ValueError if its numbers have no known range.
     """
-    if image.mode.startswith("I;16"):  # Pillow would cut off what is above 255
+    if image.mode.startswith("I;16"):  # Pillow would clip values above 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels are of Pillow's mode {image.mode}, of no known range")

@@ -1,7 +1,7 @@
 """From uint8 images to a model's input, in batches on the device.
 
-A transform takes images uint8 [B, H, W, 3] and gives float32 [B, 3, size, size], normalised, in
-channels-last memory. `part` of a training batch can be asked for alone: its images are augmented
+A transform takes images uint8 [B, H, W, 3] and returns float32 [B, 3, size, size], normalised, in
+channels-last memory. It can return a `part` of a training batch alone, whose images are augmented
 as they are in the whole batch.
 """
 
@@ -19,9 +19,13 @@ ALL = slice(None)
 
 @dataclass(frozen=True)
 class CropFlip:
-    """Random crop after zero padding, and a flip of every second image on average.
+    """A random crop after zero padding, and a flip of every second image on average.
 
-    mean, std: of the channels, as fractions of 255.
+    Attributes:
+        size: pixels to a side of the result.
+        padding: zero pixels added at each side.
+        mean, std: of the channels, as fractions of 255.
+        resizes: whether images may come at another size than `size`.
     """
 
     size: int
@@ -33,7 +37,14 @@ class CropFlip:
     def train(
         self, images: Tensor, generator: torch.Generator, mirror: bool, part: slice = ALL
     ) -> Tensor:
-        """Augmented and normalised. mirror: whether a flipped image is of the same class."""
+        """Augment and normalise.
+
+        Args:
+            images: the whole batch, uint8 [B, H, W, 3].
+            generator: draws the augmentation.
+            mirror: whether a flipped image is of the same class.
+            part: the images to return.
+        """
         n_images, device, pad = len(images), images.device, self.padding
         draw = {"generator": generator, "device": device}
         offset = torch.randint(2 * pad + 1, (2, n_images, 1), **draw)
@@ -53,9 +64,14 @@ class CropFlip:
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """Random resized crop: a random part of the image's area, at a random aspect, at `size`.
+    """A random part of the image's area, at a random aspect ratio, resized to `size`.
 
-    scale: the range of the part's area, as fractions. ratio: of its width to its height.
+    Attributes:
+        size: pixels to a side of the result.
+        scale: the range of the part's area, as fractions of the image's.
+        mean, std: of the channels, as fractions of 255.
+        ratio: the range of the part's width over its height.
+        resizes: whether images may come at another size than `size`.
     """
 
     size: int
@@ -68,11 +84,11 @@ class ResizedCrop:
     def train(
         self, images: Tensor, generator: torch.Generator, mirror: bool, part: slice = ALL
     ) -> Tensor:
-        """Augmented and normalised; never flipped, whatever `mirror` says."""
+        """Augment and normalise, as `CropFlip.train` does, but never flip: `mirror` is ignored."""
         del mirror
         n_images, height, width, _ = images.shape
         draw = {"generator": generator, "device": images.device}
-        # Crops that would not fit are drawn anew, up to ten times; then the whole image is taken.
+        # Crops that do not fit are drawn again, up to ten draws; then the whole image is taken.
         tries = (10, n_images)
         area = torch.empty(tries, device=images.device).uniform_(*self.scale, generator=generator)
         log_ratio = torch.empty_like(area).uniform_(*map(math.log, self.ratio), generator=generator)
@@ -105,18 +121,18 @@ class ResizedCrop:
 
 
 def normalise(images: Tensor, mean: Channels, std: Channels) -> Tensor:
-    """(x / 255 − mean) / std: uint8 [B, H, W, 3] -> float32 [B, 3, H, W], channels-last."""
+    """Return (x / 255 − mean) / std: uint8 [B, H, W, 3] -> float32 [B, 3, H, W], channels-last."""
     factor, shift = _of_a_row(mean, std, images.shape[2], images.device)
     rows = images.float().flatten(2)  # [B, H, 3 · W]
     return rows.mul_(factor).sub_(shift).view(images.shape).permute(0, 3, 1, 2)
 
 
-@cache  # a copy to a GPU would have the host wait for it, every batch
+@cache  # the host would wait for a copy to the GPU in every batch
 def _of_a_row(
     mean: Channels, std: Channels, width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Factor and shift of each number in a row of pixels: three to a pixel would be too few for
-    a CPU's registers."""
-    with torch.inference_mode(False):  # fit for training too, wherever they are first needed
+    """Return the factor and shift of each number in a row of pixels; a CPU's vector registers are
+    longer than the three numbers of a pixel."""
+    with torch.inference_mode(False):  # usable in training, too, even if first needed in a test
         of_mean, of_std = (torch.tensor(value, device=device) for value in (mean, std))
         return (1 / (255 * of_std)).repeat(width), (of_mean / of_std).repeat(width)
