@@ -4,7 +4,7 @@
     python reproduce.py table1 --models lenet --seeds 0   # a row of it, with one seed
     python reproduce.py table2                            # ResNet18 with four optimizers
     python reproduce.py methods --models lenet            # every method of the suite on a model
-    python reproduce.py table1 --results_dir runs --stored    # only print what lies there
+    python reproduce.py table1 --results_dir runs --stored    # only print what is stored
 
 Every run is one of train_cmd.py, whose command is printed, and what is there already is not run
 again: stopped, the same command goes on. `--epochs` other than a model's own scales all warm-ups.
@@ -146,7 +146,7 @@ def run_folder(args: argparse.Namespace, row: TableRow, seed: int) -> Path:
 
 
 def records(args: argparse.Namespace, row: TableRow) -> dict[int, StoredRun]:
-    """The runs of a row that lie there, by seed.
+    """The stored runs of a row, by seed.
 
     Raises UserError if one of them is not a run of that row or of what was asked for, or they
     are not alike.
@@ -177,7 +177,7 @@ def report(args: argparse.Namespace, table: Table, rows: Sequence[TableRow]) -> 
     found = {row: records(args, row) for row in rows}
     if not any(found.values()):
         raise UserError(
-            f"--results_dir {args.results_dir}: no run of this table lies there; leave --stored "
+            f"--results_dir {args.results_dir}: it holds no run of this table; leave --stored "
             "out to run it"
         )
     return markdown(table, found, args.seeds)
@@ -212,9 +212,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--results_dir",
         default="results",
         metavar="DIR",
-        help="the runs lie in DIR/EXPERIMENT/MODEL_seeds/seed_SEED (default: %(default)s)",
+        help="the runs are in DIR/EXPERIMENT/MODEL_seeds/seed_SEED (default: %(default)s)",
     )
-    group.add_argument("--stored", action="store_true", help="run nothing, print what lies there")
+    group.add_argument("--stored", action="store_true", help="run nothing, print what is stored")
     group.add_argument(
         "--keep", metavar="DIR", help="also copy the runs' small files, all but the weights, there"
     )

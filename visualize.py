@@ -189,7 +189,7 @@ PICTURES: dict[str, Callable[[argparse.Namespace], list[Path]]] = {
 
 
 def run_folders(args: argparse.Namespace) -> list[Path]:
-    """Where the runs lie that are meant."""
+    """The folders of the runs that are meant."""
     if args.seeds is None:
         return [Path(args.results_dir) / args.model]
     return [seed_folder(args.results_dir, args.model, seed) for seed in args.seeds]
@@ -228,7 +228,7 @@ def target(args: argparse.Namespace, name: str) -> Path:
 
 
 def stale(args: argparse.Namespace, name: str) -> str:
-    """That a picture which is left out lies there from an earlier call, if one does."""
+    """Say that a picture which is left out is there from an earlier call, if one is."""
     path = (output(args) / name).with_suffix(f".{FORMATS[0]}")
     return f" ({path} is of an earlier call)" if path.exists() else ""
 
@@ -283,7 +283,7 @@ def build_parser() -> argparse.ArgumentParser:
         f"{ROUGH['images']})",
     )  # fmt: skip
     group.add_argument(
-        "--data_dir", metavar="DIR", help="where the images lie (default: where the run had them)"
+        "--data_dir", metavar="DIR", help="where the images are (default: where the run had them)"
     )
     flags.add_device_flag(group)
     return parser

@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--results_dir", default="results", help="(default: %(default)s)")
     add_seeds_flag(parser)
     parser.add_argument(
-        "--data_dir", metavar="DIR", help="where the images lie (default: where the run had them)"
+        "--data_dir", metavar="DIR", help="where the images are (default: where the run had them)"
     )
     parser.add_argument("--draws", type=at_least(1), default=10, help="(default: %(default)s)")
     parser.add_argument(

@@ -65,7 +65,7 @@ def test_what_cannot_be_compiled_is_said(digits, monkeypatch):
         module._compiled_call_impl = fails
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_to_that)
-    with pytest.raises(UserError, match=r"--compile True: not to be had here \(no compiler\)"):
+    with pytest.raises(UserError, match=r"--compile True: not available here \(no compiler\)"):
         trained(digits, Arithmetic(compiled=True))
 
 

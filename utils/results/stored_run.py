@@ -160,7 +160,7 @@ class StoredRun:
 
         data_dir: where they lie, None for where the run had them.
 
-        Raises UserError if those to be had are others.
+        Raises UserError if the images found there are others.
         """
         settings = self.settings
         if data_dir is None:

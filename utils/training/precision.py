@@ -14,7 +14,7 @@ PRECISIONS = FP32, TF32, BF16 = ("fp32", "tf32", "bf16")
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Of a model's passes alone; weights, trajectory and CMD are float32 whatever it is.
+    """How a model's passes alone are computed; weights, trajectory and CMD are always float32.
 
     precision: one of PRECISIONS. fp32: everywhere. tf32: NVIDIA's 19-bit products in convolutions
     and matrix products. bf16: autocast to bfloat16. compiled: whether by torch.compile.
@@ -38,7 +38,7 @@ class Arithmetic:
             except torch._dynamo.exc.TorchDynamoException as error:
                 reason = str(error).strip().splitlines()[0]
                 raise UserError(
-                    f"--compile True: not to be had here ({reason}); leave it"
+                    f"--compile True: not available here ({reason}); leave it"
                 ) from error
 
     def autocast(self, device: torch.device) -> torch.autocast:
