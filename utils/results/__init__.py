@@ -1,1 +1,1 @@
-"""What follows a run: its record, tables and pictures."""
+"""What is made of finished runs: records, tables and pictures."""

@@ -11,9 +11,12 @@ from utils.results.summary import LAST, percent
 def markdown(
     table: Table, found: Mapping[TableRow, Mapping[int, StoredRun]], seeds: Sequence[int]
 ) -> str:
-    """The table, its legend, and what was run.
+    """Return the table, its legend, and what was run.
 
-    found: of each row, the records of its runs by seed. seeds: those asked for.
+    Args:
+        table: the paper's.
+        found: the stored runs of each row, by seed.
+        seeds: those asked for.
     """
     headings = [heading for _, heading in table.columns]
     epochs = [record.settings.epochs for records in found.values() for record in records.values()]
@@ -37,7 +40,7 @@ def markdown(
 def cell(
     method: str, paper: Figure | None, records: Mapping[int, StoredRun], seeds: Sequence[int]
 ) -> str:
-    """Ours beside the paper's: of the finished runs, and how many they are if not all."""
+    """Return ours over the finished runs, how many these are if not all, and the paper's."""
     finished = [record for record in records.values() if record.finished(method)]
     ours = "–"
     if finished:
@@ -52,12 +55,12 @@ def cell(
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
-    """The mean of fractions, in percent, ± their sample standard deviation if there are more."""
+    """Return the mean of fractions, in percent, ± the sample standard deviation of two or more."""
     return percent(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
 def describe(row: TableRow, records: Mapping[int, StoredRun], seeds: Sequence[int]) -> list[str]:
-    """How far a row's runs are, in what setting, and the commands that made them: list items."""
+    """List how far a row's runs are, their settings, and the commands that made them."""
     lines, told = [], []
     for seed in seeds:
         record = records.get(seed)

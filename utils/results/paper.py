@@ -1,4 +1,4 @@
-"""The paper's tables: what was run, and the test accuracies that it reports on CIFAR-10, in %."""
+"""The paper's tables: what was run, and the test accuracies on CIFAR-10 that it reports, in %."""
 
 from dataclasses import dataclass, field
 
@@ -11,9 +11,14 @@ Figure = tuple[float, float]  # mean, standard deviation over its seeds
 class TableRow:
     """A row of a table: one experiment, run with each seed, and the methods compared on it.
 
-    Compared by identity. experiment: equal in rows of several tables where they are the same run.
-    flags: what the experiment adds to the command line. paper: by method, None where the paper
-    has no figure.
+    Rows are compared by identity.
+
+    Attributes:
+        label: the row's heading.
+        model: its name.
+        paper: the paper's figure of each method, None where it has none.
+        experiment: the same in rows of several tables that share a run.
+        flags: what the experiment adds to the command line.
     """
 
     label: str
@@ -25,14 +30,20 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper: its rows, and its columns, (method's name, heading) each."""
+    """A table of the paper.
+
+    Attributes:
+        title: its heading.
+        columns: (method's name, heading) each.
+        rows: from the first to the last.
+    """
 
     title: str
     columns: tuple[tuple[str, str], ...]
     rows: tuple[TableRow, ...]
 
 
-# The order of a row's figures; "equal" has the warm-up of online CMD, "long" one of 80 epochs.
+# The order of a row's figures. The warm-up of "equal" is online CMD's, that of "long" 80 epochs.
 TABLE1_COLUMNS = (
     ("sgd", "SGD"),
     ("cmd_online", "Online CMD"),
@@ -92,8 +103,11 @@ TABLES = {"table1": TABLE1, "table2": TABLE2, "methods": EVERYTHING}
 
 
 def methods_of(row: TableRow) -> list[str]:
-    """The methods that a row's run needs: its own, and those of equal runs' rows that have to
-    watch every step of the training and so cannot be added to it later."""
+    """Return the methods that a row's run needs.
+
+    These are its own, and those of rows with the same run that have to watch every step of the
+    training, and so cannot be added to it later.
+    """
     sharing = {
         name
         for table in TABLES.values()

@@ -1,4 +1,4 @@
-"""A stored run, opened to read: its small files at once, its weights when they are asked for."""
+"""A stored run, opened to be read: small files at once, weights when they are first needed."""
 
 import shutil
 import warnings
@@ -35,15 +35,15 @@ KEPT = (CONFIG, METRICS, METRICS_SUMS, SUMMARY)
 
 
 class StoredRun:
-    """What a run has left in its folder; nothing there is changed.
+    """What a run has left in its folder, where nothing is changed.
 
     Attributes:
         folder: the path of the folder.
         settings: what the run's numbers depend on.
-        commands: those that made it, in order.
+        commands: those that made the run, in order.
         classes: the names of the data set's classes.
-        data_dir: where its images were last, None where that was not kept.
-        hardware: the processor and torch's version.
+        data_dir: the folder of its images when they were last used, None where that was not kept.
+        hardware: the processor, and torch's version.
         store: reads the run's files.
         metrics: the rows of all methods.
     """
@@ -71,23 +71,23 @@ class StoredRun:
         self.metrics = Metrics.stored(folder / METRICS, sums)
 
     def epochs(self, method: str) -> int:
-        """How many epochs of a method are known."""
+        """Count the epochs of a method that have a row."""
         return sum(self.metrics.has(method, t) for t in range(self.settings.epochs))
 
     def finished(self, method: str) -> bool:
-        """Whether every epoch of a method is known."""
+        """Whether every epoch of a method has a row."""
         return self.epochs(method) == self.settings.epochs
 
     def last(self, method: str) -> float:
-        """Test accuracy at the last epoch, a fraction."""
+        """Return a method's test accuracy at its last epoch, a fraction."""
         return self.metrics.of(method)[-1].test_acc
 
     def mean_last(self, method: str) -> float:
-        """Test accuracy, a fraction, as a mean over the last ten epochs."""
+        """Return a method's test accuracy, a fraction, as a mean over its last ten epochs."""
         return fmean(row.test_acc for row in self.metrics.of(method)[-LAST:])
 
     def copy_to(self, folder: Path) -> None:
-        """Keep the run's small files in another folder."""
+        """Copy the run's small files to another folder."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in KEPT:
             if (self.folder / name).exists():
@@ -95,14 +95,16 @@ class StoredRun:
 
     @property
     def command(self) -> str:
-        """The command that makes what is missing of the run."""
+        """The command that makes what the run lacks."""
         commands = self.commands
         return commands[-1] if commands else f"python train_cmd.py --model {self.settings.model}"
 
     def require(self, name: str, method: type[Method] | None = None) -> Path:
-        """The path of a file of the run.
+        """Return the path of a file of the run.
 
-        method: that makes it, if the run's command may lack it.
+        Args:
+            name: the file's.
+            method: the one that makes the file, if the run's command may leave it out.
 
         Raises UserError, naming the command that makes it or why none does, if it is not there.
         """
@@ -121,22 +123,22 @@ class StoredRun:
         raise UserError(f"{path} is not there; this makes it: {command}")
 
     def compute(self, device: torch.device) -> Compute:
-        """How the run's models are tested on a device."""
+        """Return how the run's models are tested on a device."""
         return Compute(device, Arithmetic(self.settings.precision))
 
     def tested_at_once(self, device: torch.device) -> int:
-        """Images in a test batch of the run's, on a device."""
+        """Return how many images a test batch of the run has, on a device."""
         return tested_at_once(self.settings, device)
 
     @cached_property
     def model(self) -> nn.Module:
-        """A model of the run's architecture, its weights of no meaning."""
+        """A model of the run's architecture, whose weights mean nothing."""
         model = get_model(self.settings.model).build(len(self.classes)).eval()
         return model.to(memory_format=torch.channels_last)  # as the run's was
 
     @cached_property
     def layers(self) -> list[tuple[str, int]]:
-        """(name, weights) of each layer, in θ's order."""
+        """(name, number of weights) of each layer, in θ's order."""
         return list(zip(layer_names(self.model), layer_sizes(self.model), strict=True))
 
     @cached_property
@@ -156,11 +158,12 @@ class StoredRun:
         return trajectory
 
     def dataset(self, data_dir: str | None = None) -> Dataset:
-        """The images that the run was trained and tested on.
+        """Load the images that the run was trained and tested on.
 
-        data_dir: where they lie, None for where the run had them.
+        Args:
+            data_dir: the folder that they are in; None for the one that the run used.
 
-        Raises UserError if the images found there are others.
+        Raises UserError if the images there are others.
         """
         settings = self.settings
         if data_dir is None:
@@ -179,7 +182,7 @@ class StoredRun:
     def sample(self) -> Tensor:
         """The weights that CMD clustered, int64 [K]."""
         sizes = [size for _, size in self.layers]
-        with warnings.catch_warnings():  # that it is small was said when the run was made
+        with warnings.catch_warnings():  # the run itself has warned of a small sample
             warnings.simplefilter("ignore", UserWarning)
             return sample_weights(sizes, self.settings.samples, self.settings.seed)
 
@@ -200,8 +203,8 @@ class StoredRun:
 
 
 def require_alike(runs: Sequence[StoredRun]) -> None:
-    """Raise UserError unless the runs differ in nothing but the seed that their rows depend on, so
-    that a mean over them is of one experiment."""
+    """Raise UserError unless the runs differ only in the seed, among the settings that their rows
+    depend on: a mean over them has to be of one experiment."""
     first = runs[0]
     for other in runs[1:]:
         both = [m for m in METHODS if first.metrics.of(m.name) and other.metrics.of(m.name)]
@@ -209,7 +212,7 @@ def require_alike(runs: Sequence[StoredRun]) -> None:
         found = differences(other.settings, asdict(first.settings), free)
         if found:
             raise UserError(
-                f"{other.folder} (here) is not to be averaged with {first.folder} (there): "
+                f"{other.folder} (here) cannot be averaged with {first.folder} (there): "
                 f"{'; '.join(found)}; leave one of them out of --seeds, or choose another "
                 "--results_dir"
             )

@@ -1,4 +1,4 @@
-"""What finished runs say: summary.json and the table on the terminal."""
+"""The figures of finished runs: summary.json, and the table on the terminal."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,7 +9,7 @@ from utils.methods.registry import Method, Settings
 from utils.storage.metrics import Metrics
 from utils.system.tables import format_table
 
-LAST = 10  # epochs that the table's mean is over
+LAST = 10  # epochs, for the table's mean
 ACCURACIES = ("last", f"mean_last_{LAST}", "best")
 
 
@@ -20,10 +20,22 @@ def summarise(
     n_weights: int,
     folder: Path,
 ) -> dict:
-    """The figures of a finished run, by method; accuracies are fractions.
+    """Return the figures of a finished run, by method; accuracies are fractions.
 
-    last: at the last epoch. mean_last_10: over the last ten (or all, if fewer). best: the highest,
-    at best_epoch. parameters: how many numbers describe the run. seconds: all the method took.
+    Args:
+        methods: those of the summary.
+        metrics: the rows of all of them.
+        settings: the run's.
+        n_weights: N.
+        folder: the run's.
+
+    Returns:
+        The settings and N; and under "methods", by name,
+            last: accuracy at the last epoch.
+            mean_last_10: its mean over the last ten epochs (or all, if fewer).
+            best: the highest accuracy, at best_epoch.
+            parameters: how many numbers describe the run.
+            seconds: all the time that the method took.
     """
     figures = {}
     for method in methods:
@@ -42,10 +54,10 @@ def summarise(
 
 
 def over_seeds(seeds: Sequence[int], summaries: Sequence[dict]) -> dict:
-    """The figures of equal runs with several seeds: means, and of accuracies how they spread.
+    """Return the figures of equal runs with several seeds, as means.
 
-    Each accuracy comes with its sample standard deviation, in `…_std` (None for one seed), and its
-    `…_values`, in the seeds' order.
+    Each accuracy comes with its sample standard deviation, in `…_std` (None for one seed), and
+    with its values in the seeds' order, in `…_values`.
     """
     first = summaries[0]
     figures = {}
@@ -68,12 +80,12 @@ def over_seeds(seeds: Sequence[int], summaries: Sequence[dict]) -> dict:
 
 
 def percent(mean: float, std: float | None = None) -> str:
-    """An accuracy, a fraction, in percent to two decimals: 75.36, or 75.36 ± 0.57."""
+    """Format an accuracy, a fraction, in percent to two decimals: 75.36, or 75.36 ± 0.57."""
     return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
 
 
 def table(summary: dict) -> str:
-    """The summary of a run, or of several seeds', for the terminal; accuracies in percent."""
+    """Format the summary of a run, or of several seeds, for the terminal; accuracies in percent."""
     rows = []
     for figures in summary["methods"].values():
         accuracies = [f"{percent(figures[key], figures.get(f'{key}_std'))} %" for key in ACCURACIES]

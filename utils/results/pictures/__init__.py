@@ -1,1 +1,1 @@
-"""Pictures of a finished run, one a file."""
+"""Pictures of a finished run; each module draws one."""

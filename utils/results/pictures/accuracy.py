@@ -15,8 +15,8 @@ from utils.results.summary import percent
 from utils.storage.metrics import Metrics
 from utils.training.folder import METRICS
 
-ROW_HEIGHT = 0.24  # inches of a legend's line
-FEW = 15  # epochs, each of which is marked
+ROW_HEIGHT = 0.24  # inches, of a line of the legend
+FEW = 15  # epochs at the most, for each to be marked
 
 
 def plot_test_accuracy(
@@ -28,12 +28,22 @@ def plot_test_accuracy(
     difference: bool = False,
     with_shares: bool = True,
 ) -> list[Path]:
-    """Every method's test accuracy over the epochs of finished runs, its last one in the legend.
+    """Draw every method's test accuracy over the epochs, with its last value in the legend.
 
-    folders: of one run, or of equal runs with several seeds, whose mean is drawn with a band of
-    one sample standard deviation to either side. Below, where asked for, the difference to the run
-    itself, if other methods are there; and the share of weights embedded, where a method embeds
-    any. Returns the files.
+    Of several runs, the mean is drawn with a band of one sample standard deviation to either side.
+
+    Args:
+        methods: those drawn.
+        settings: the runs', which differ in the seed only.
+        folders: of one finished run, or of equal ones with several seeds.
+        path: of the picture, without regard to its ending.
+        formats: the endings of the files.
+        difference: whether to draw, below, each method's difference to the run itself, if that is
+            among the methods and not alone.
+        with_shares: whether to draw, below, the share of weights embedded, if a method embeds any.
+
+    Returns:
+        The files.
 
     Raises UserError if the file with such a share is not there or damaged.
     """
@@ -88,7 +98,7 @@ def plot_test_accuracy(
         last = f"At epoch {settings.epochs - 1}"
         if len(methods) <= 4:
             axes.legend(loc="best", title=last, alignment="left")
-        else:  # too many to lie beside the curves
+        else:  # too many to fit beside the curves
             rows = -(-len(methods) // 2)
             figure.set_figheight(figure.get_figheight() + ROW_HEIGHT * (rows + 1))
             axes.legend(
@@ -101,9 +111,9 @@ def plot_test_accuracy(
 def _departed(
     method: type[Method], curves: np.ndarray, settings: Settings, the_run: type[Method] | None
 ) -> tuple[np.ndarray, np.ndarray, dict]:
-    """The epochs at which a method has a curve of its own, the curves there, and their look.
+    """Return the epochs at which a method has a curve of its own, the curves there, and their look.
 
-    Where its model is still the run's own, the run's curve says so, if that is drawn.
+    Where the method's model is still the run's own, the run's curve stands for it, if drawn.
     """
     start = 0
     if the_run is not None and method is not the_run:
@@ -117,7 +127,9 @@ def _departed(
 def shares_of(
     methods: Sequence[type[Method]], folders: Sequence[Path]
 ) -> dict[type[Method], np.ndarray]:
-    """Of each method that embeds weights, how many after each epoch of each run, in %: [runs, T].
+    """Return the share of weights that each embedding method has embedded, in %: float [runs, T].
+
+    The shares are those after each epoch of each run; methods that embed none are left out.
 
     Raises UserError if a file with it is not there or damaged.
     """
@@ -130,13 +142,13 @@ def shares_of(
 
 
 def _last(runs: Sequence[Sequence[float]]) -> str:
-    """As the table has it: the same numbers, rounded alike."""
+    """Format the accuracy at the last epoch as the table does."""
     last = [fractions[-1] for fractions in runs]
     return percent(fmean(last), stdev(last) if len(last) > 1 else None)
 
 
 def _limits(curves: list[np.ndarray], at_most: float = 100.5) -> tuple[float, float]:
-    """Limits that show how the curves differ: the steep first epochs may start outside them."""
+    """Return limits that show how the curves differ; the steep first epochs may be outside them."""
     settled = [curve.mean(0)[curve.shape[1] // 10 :] for curve in curves]
     low, high = min(curve.min() for curve in settled), max(curve.max() for curve in settled)
     margin = max(0.06 * (high - low), 0.5)

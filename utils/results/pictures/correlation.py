@@ -17,16 +17,16 @@ from utils.results.pictures.needs import require_movement, require_sample, requi
 from utils.results.pictures.style import MARK, STYLE, caption, save
 from utils.results.stored_run import StoredRun
 
-LABEL_ROOM = 0.036  # of the picture's height, that a label needs
-LABELS = int(1 / LABEL_ROOM)  # that there is room for
-DRAWN = 1000  # weights at the most: more would be finer than the picture's dots
+LABEL_ROOM = 0.036  # share of the picture's height that a label needs
+LABELS = int(1 / LABEL_ROOM)  # labels that there is room for
+DRAWN = 1000  # weights at the most; more would be finer than the picture's dots
 
 
 def draw_correlation(run: StoredRun, path: Path, formats: Sequence[str]) -> list[Path]:
-    """The signed correlation matrix of the sample, [K, K], beside the same ordered by mode.
+    """Draw the signed correlation matrix of the sample, [K, K], beside the same ordered by mode.
 
-    In a mode, weights stand in the order of their correlation with its reference. Of a large
-    sample, every n-th weight is drawn. Returns the files.
+    Within a mode, weights are ordered by their correlation with its reference. Of a large sample,
+    every n-th weight is drawn. Returns the files.
 
     Raises UserError if the run's settings leave nothing to correlate, or nothing moves.
     """
@@ -52,7 +52,7 @@ def draw_correlation(run: StoredRun, path: Path, formats: Sequence[str]) -> list
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(9.2, 3.95), layout="constrained")
         caption(figure, settings)
-        figure.get_layout_engine().set(rect=(0, 0, 0.97, 1))  # the labels stand beside
+        figure.get_layout_engine().set(rect=(0, 0, 0.97, 1))  # leaves room for the labels
         left, right = figure.subplots(1, 2)
         look = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1, "interpolation": "nearest"}
         left.imshow(signed[thinned][:, thinned].numpy(), **look)
@@ -72,7 +72,7 @@ def draw_correlation(run: StoredRun, path: Path, formats: Sequence[str]) -> list
 
 
 def by_mode(signed: Tensor, labels: Tensor, reference: Tensor) -> Tensor:
-    """The sample ordered by mode, and in each by correlation with its reference: int64 [K]."""
+    """Order the sample by mode, and in each by correlation with its reference: int64 [K]."""
     order = []
     for mode, row in enumerate(reference.tolist()):
         members = torch.nonzero(labels == mode).flatten()
@@ -81,14 +81,16 @@ def by_mode(signed: Tensor, labels: Tensor, reference: Tensor) -> Tensor:
 
 
 def ordinal(number: int) -> str:
-    """2nd, 3rd, 4th, …"""
+    """Return 2nd for 2, 3rd for 3, 4th for 4, …"""
     teens = 10 < number % 100 < 20
     return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
 
 
 def _outline(axes: Axes, shown: Sequence[int], counts: Sequence[int]) -> None:
-    """A frame around each mode's block, and its size beside, the labels kept apart; where they are
-    too many, the smallest modes share one."""
+    """Draw a frame around each mode's block, and its size beside it.
+
+    Labels are kept apart; where they would be too many, the smallest modes share one.
+    """
     ends = np.cumsum(shown)
     starts, total = ends - shown, ends[-1]
     for start, size in zip(starts, shown, strict=True):
@@ -116,8 +118,8 @@ def _outline(axes: Axes, shown: Sequence[int], counts: Sequence[int]) -> None:
 
 
 def apart(places: np.ndarray, room: float) -> np.ndarray:
-    """Ascending places, moved so that they lie `room` apart and between 0 and 1, or as far apart
-    as so many can."""
+    """Move ascending places between 0 and 1 to be at least `room` apart, or as far apart as so many
+    can be."""
     room = min(room, 1 / len(places))
     apart = room * np.arange(len(places))
     pushed_down = np.maximum.accumulate(np.maximum(places, room / 2) - apart) + apart

@@ -1,9 +1,9 @@
-"""Weights as trained, as CMD reconstructs them, and as a DMD of as high a rank has them.
+"""Weights as trained, as reconstructed by CMD, and by a DMD of the same rank.
 
-Dynamic mode decomposition: "Dynamic mode decomposition of numerical and experimental data", J.
-Fluid Mech. 2010, by PyDMD. It works on the snapshots' coordinates in an orthonormal basis of the
-space that they span, T numbers a snapshot, which gives the DMD of the weights themselves: a DMD
-never leaves that space.
+PyDMD computes the dynamic mode decomposition ("Dynamic mode decomposition of numerical and
+experimental data", J. Fluid Mech. 2010). It works on the snapshots' coordinates in an orthonormal
+basis of the space that they span, T numbers a snapshot. This gives the DMD of the weights
+themselves, because a DMD never leaves that space.
 """
 
 import warnings
@@ -31,7 +31,7 @@ from utils.results.pictures.style import STYLE, caption, mark_epoch, mode_color,
 from utils.results.stored_run import StoredRun
 
 SHOWN = 30  # sampled weights
-FAR = 100  # times a panel's height: how far off a curve of a model that diverges is drawn
+FAR = 100  # panel heights away, where the curve of a diverging model is clipped
 TRAINED, FROM_WARMUP, ONLINE = "As trained", "CMD, a and b of the warm-up", "CMD, updated online"
 ADAPTIVE = "Adaptive CMD, H = {memory}"
 DMD_WARMUP, DMD_ALL = "DMD of the warm-up, rank {rank}", "DMD of all epochs, rank {rank}"
@@ -46,9 +46,12 @@ LOOKS = {
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """shown: the sampled weights that are drawn, [T, n]. error: of all weights, relative, [T].
+    """What a model makes of the weights.
 
-    rank: of a DMD.
+    Attributes:
+        shown: the sampled weights that are drawn, [T, n].
+        error: the relative error of all weights, [T].
+        rank: of a DMD.
     """
 
     shown: np.ndarray
@@ -63,10 +66,18 @@ def draw_dynamics(
     progress: Callable[[Iterable], Iterable] = iter,
     with_dmd: bool = True,
 ) -> list[Path]:
-    """Sampled weights over the epochs by each model of them, and each model's relative error,
-    ‖θ̂(t) − θ(t)‖ / ‖θ(t)‖. Returns the files.
+    """Draw sampled weights over the epochs by each model of them, and each model's relative error,
+    ‖θ̂(t) − θ(t)‖ / ‖θ(t)‖.
 
-    progress: wraps the epochs, and each pass over the trajectory. with_dmd: needs PyDMD.
+    Args:
+        run: the finished run.
+        path: of the picture, without regard to its ending.
+        formats: the endings of the files.
+        progress: wraps the epochs, and each pass over the trajectory.
+        with_dmd: whether to draw DMD, too, which needs PyDMD.
+
+    Returns:
+        The files.
 
     Raises UserError if the run's settings leave no warm-up or nothing to sample, or nothing moves.
     """
@@ -114,13 +125,13 @@ def draw_dynamics(
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         handles, names = errors.get_legend_handles_labels()
         beside.set_axis_off()
-        panels[columns - 1].tick_params(labelbottom=True)  # nothing stands below it
+        panels[columns - 1].tick_params(labelbottom=True)  # there is no panel below it
         beside.legend(handles, names, loc="center left", fontsize=9, title="Relative error of")
         return save(figure, path, formats)
 
 
 def title(name: str, model: Reconstruction | None, settings: Settings) -> str:
-    """A curve's name, with the rank of a DMD or the memory of adaptive CMD."""
+    """Return a model's name, with the rank of a DMD or the memory of adaptive CMD."""
     return name.format(rank=model and model.rank, memory=f"{settings.memory:g}")
 
 
@@ -130,7 +141,7 @@ def of_warmup(
     some: Tensor,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Reconstruction:
-    """CMD with a, b as they are, following its references through every snapshot."""
+    """Reconstruct every snapshot from its reference weights, with the warm-up's a and b."""
     references = snapshots.columns(cmd.reference)
     off = torch.zeros(len(snapshots), dtype=torch.float64)
     norm = torch.zeros_like(off)
@@ -148,12 +159,16 @@ def updated_online(
     progress: Callable[[Iterable], Iterable],
     memory: float | None = None,
 ) -> Reconstruction:
-    """Online CMD, shown the run again; nothing before the warm-up ends.
+    """Show online CMD the run again; what comes before the end of the warm-up is NaN.
 
-    memory: of adaptive CMD, None for online CMD.
+    Args:
+        run: the finished run.
+        some: the numbers of the weights to be drawn, int64 [n].
+        progress: wraps the epochs.
+        memory: adaptive CMD's, in updates; None for online CMD.
     """
     settings = run.settings
-    with warnings.catch_warnings():  # that the sample is small was said when the run was made
+    with warnings.catch_warnings():  # the run itself has warned of a small sample
         warnings.simplefilter("ignore", UserWarning)
         online = online_cmd(run.model, settings, run.trajectory, memory=memory)
     shown, error = [], []
@@ -173,8 +188,8 @@ def updated_online(
 def in_their_span(
     snapshots: Snapshots, some: Tensor, progress: Callable[[Iterable], Iterable] = iter
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The snapshots' coordinates in an orthonormal basis of their span, float64 [r, T], and some
-    weights' rows of that basis, [n, r]."""
+    """Return the snapshots' coordinates in an orthonormal basis of their span, float64 [r, T], and
+    some weights' rows of that basis, [n, r]."""
     n_epochs = len(snapshots)
     pieces = (columns for _, columns in progress(snapshots.parts()))
     values, vectors = gram_eigenvectors(pieces, n_epochs, snapshots.device)
@@ -185,9 +200,13 @@ def in_their_span(
 
 
 def by_dmd(coordinates: np.ndarray, basis: np.ndarray, rank: int, n_fitted: int) -> Reconstruction:
-    """A DMD fitted on the first snapshots, two or more, and what it makes of all of them.
+    """Fit a DMD to the first snapshots, and reconstruct all of them.
 
-    Its rank is the one given, or as high a one as the snapshots allow.
+    Args:
+        coordinates: of the snapshots, float64 [r, T].
+        basis: rows of the weights to be drawn, [n, r].
+        rank: of the DMD, which is lower where the snapshots allow no such rank.
+        n_fitted: how many snapshots to fit, two or more.
     """
     from pydmd import DMD  # optional
 
@@ -196,14 +215,14 @@ def by_dmd(coordinates: np.ndarray, basis: np.ndarray, rank: int, n_fitted: int)
     found = np.zeros_like(coordinates)
     if rank:  # 0 would have PyDMD choose one
         dmd = DMD(svd_rank=rank)
-        # a warm-up that moves little is ill-conditioned, which the errors drawn tell of
+        # a warm-up that moves little is ill-conditioned, as the errors drawn show
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             dmd.fit(fitted)
             dmd.dmd_time["tend"] = coordinates.shape[1] - 1
             found = dmd.reconstructed_data.real
     norm = np.linalg.norm(coordinates, axis=0)
-    with np.errstate(all="ignore"):  # of one that diverges
+    with np.errstate(all="ignore"):  # where the DMD diverges
         off = np.linalg.norm(found - coordinates, axis=0) / np.where(norm > 0, norm, 1)
         return Reconstruction((basis @ found).T, off, rank)
 

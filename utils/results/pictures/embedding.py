@@ -13,8 +13,9 @@ from utils.results.stored_run import StoredRun
 
 
 def draw_embedding(run: StoredRun, path: Path, formats: Sequence[str]) -> list[Path]:
-    """The share of all weights embedded after each epoch, and below it of each layer's. Returns
-    the files.
+    """Draw the share of all weights embedded after each epoch, and below it that of each layer's.
+
+    Returns the files.
 
     Raises UserError if the run has no embedded CMD, or its file is damaged.
     """

@@ -1,4 +1,4 @@
-"""Loss and accuracy over the values of two reference weights, all others following them."""
+"""Loss and accuracy over the values of two reference weights, which all others follow."""
 
 import hashlib
 import json
@@ -29,17 +29,23 @@ from utils.system.errors import UserError
 from utils.training.compute import Compute
 from utils.training.epochs import tested
 
-SPLITS = TRAIN, TEST = 0, 1  # of a grid's arrays
+SPLITS = TRAIN, TEST = 0, 1  # positions in a grid's arrays
 
 
 @dataclass
 class Landscape:
     """Losses and accuracies at the points of a grid.
 
-    x, y: values of the two reference weights, float64 [P]. own: theirs in the last epoch, [2].
-    loss, correct: summed over the images of each class, float64 [S, P, P, C] for the S splits,
-        the axes being split, y, x, class. own_loss, own_correct: the same at `own`, [S, C].
-    counts: images of each class, [S, C]. done: rows (values of y) that are known.
+    The axes of arrays are split, y, x and class, of which there are S, P, P and C.
+
+    Attributes:
+        x, y: values of the two reference weights, float64 [P].
+        own: their values in the last epoch, [2].
+        loss, correct: losses and right answers, summed over the images of each class, float64
+            [S, P, P, C].
+        own_loss, own_correct: the same at `own`, [S, C].
+        counts: images of each class, [S, C].
+        done: how many rows (values of y) are known.
     """
 
     x: np.ndarray
@@ -58,7 +64,7 @@ class Landscape:
 
     @classmethod
     def load(cls, path: Path, key: str) -> "Landscape | None":
-        """The grid in a file, None if it is not there, not whole or not the one meant."""
+        """Return the grid in a file, None if it is not there, not whole or not the one of `key`."""
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 if str(stored["key"]) != key:
@@ -84,14 +90,28 @@ def draw_landscape(
     images: int | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[Path]:
-    """Loss above accuracy for the training set, the test set and single classes of the latter,
+    """Draw loss above accuracy for the training set, the test set and single classes of the latter,
     tested as the run's models were.
 
     The point marked is post-hoc CMD at the last epoch, whose test accuracy is that in metrics.csv
-    where it is of all test images. dataset: the run's, of which `images` of each split are looked
-    at. axes: the modes whose references' values are varied, by `span` of the value to either side
-    (by `span` itself where it is 0), `points` of them, as `check_axes` has found them fit. Stopped,
-    the same call goes on after the last finished row, kept beside the picture. Returns the files.
+    where it is of all test images. Finished rows of the grid are kept beside the picture, so that
+    the same call goes on after the last one if it was stopped.
+
+    Args:
+        run: the finished run.
+        dataset: the run's.
+        device: tests the models.
+        path: of the picture, without regard to its ending.
+        formats: the endings of the files.
+        axes: the modes whose references' values are varied; `check_axes` has to accept them.
+        points: how many values of each.
+        span: how far they go to either side, as a share of the value, or itself where that is 0.
+        classes: those with a panel of their own.
+        images: how many of each split to test on, None for all.
+        progress: wraps the rows of the grid.
+
+    Returns:
+        The files.
 
     Raises UserError if the run has no post-hoc CMD, or a class has none of the images.
     """
@@ -104,7 +124,7 @@ def draw_landscape(
         "images": dataset.fingerprint(), "cmd": _digest(cmd),
     }  # fmt: skip
     words = json.dumps(key, sort_keys=True)
-    # a grid of other settings, which may have taken hours, keeps its own file
+    # grids may take hours, so each of other settings keeps a file of its own
     name = f"{path.name}-{hashlib.blake2b(words.encode(), digest_size=4).hexdigest()}.npz"
     grid = evaluate_grid(
         run, dataset, device, axes, points, span, path.with_name(name), words, progress
@@ -119,7 +139,7 @@ def draw_landscape(
             loss = grid.loss[split, ..., chosen].sum(-1) / count
             accuracy = grid.correct[split, ..., chosen].sum(-1) / count
             own = float(grid.own_correct[split, chosen].sum() / count)
-            known = None  # of the same images
+            known = None  # the accuracy in the table, if it is of the same images
             if split == TEST and count == len(whole.test):
                 known = _in_the_table(run)
             above, below = cells[:, column]
@@ -135,7 +155,7 @@ def draw_landscape(
 
 
 def check_axes(cmd: CMDModel, axes: tuple[int, int], span: float, points: int) -> None:
-    """Raise UserError unless a grid of these modes' reference weights can be looked at."""
+    """Raise UserError unless these modes' reference weights can span a grid."""
     first, second = axes
     if cmd.modes < 2:
         raise UserError(
@@ -149,20 +169,23 @@ def check_axes(cmd: CMDModel, axes: tuple[int, int], span: float, points: int) -
             own = float(cmd.reference_history[-1, axis])
             values = _values(own, points, span).astype(np.float32)
         if not np.isfinite(values).all():
-            raise UserError(f"--span {span:g}: the reference weights go beyond float32; less")
+            raise UserError(f"--span {span:g}: the reference weights go beyond float32: lower it")
         if len(np.unique(values)) < points:
             raise UserError(
-                f"--span {span:g}: {points} values of mode {axis}'s reference weight are not told "
-                "apart in float32; choose a larger one, or fewer --points"
+                f"--span {span:g}: {points} values of mode {axis}'s reference weight are not all "
+                "different in float32; choose a larger one, or fewer --points"
             )
 
 
 def panels_of(
     whole: Dataset, dataset: Dataset, classes: Sequence[str]
 ) -> dict[str, tuple[int, slice]]:
-    """The split and the classes that each column is of, by a title that counts the images.
+    """Return the split and the classes of each column, by a title that counts the images.
 
-    whole: what `dataset` is taken from.
+    Args:
+        whole: what `dataset` is taken from.
+        dataset: the images tested on.
+        classes: those with a column of their own.
 
     Raises UserError if a class has none of the images.
     """
@@ -192,7 +215,7 @@ def evaluate_grid(
     run: StoredRun, dataset: Dataset, device: torch.device, axes: tuple[int, int], points: int,
     span: float, path: Path, key: str, progress: Callable[[Iterable], Iterable] = iter,
 ) -> Landscape:  # fmt: skip
-    """Every point of the grid, from one pass over the images each; rows are kept in `path`."""
+    """Test every point of the grid on all images; rows are kept in `path`."""
     cmd, transform = run.posthoc, get_model(run.settings.model).transform
     own = cmd.reference_history[-1].double()
     values = [_values(float(own[axis]), points, span) for axis in axes]
@@ -202,7 +225,7 @@ def evaluate_grid(
     compute = run.compute(device)
 
     def at(x: float, y: float) -> Tensor:
-        """Summed losses and right answers, float64 [2, S, C], left on the device."""
+        """Return summed losses and right answers, float64 [2, S, C], on the device."""
         weights = own.clone()
         weights[axes[0]], weights[axes[1]] = x, y
         write_vector(cmd.reconstruct(weights.float().to(device)), model)
@@ -230,7 +253,7 @@ def evaluate_grid(
 def of_classes(
     model: nn.Module, split: Split, transform, batch_size: int, n_classes: int, compute: Compute
 ) -> Tensor:
-    """Loss and right answers of a model, summed over the images of each class: float64 [2, C]."""
+    """Sum a model's losses and right answers over the images of each class: float64 [2, C]."""
     sums = torch.zeros(2, n_classes, dtype=torch.float64, device=split.images.device)
     for logits, labels in tested(model, split, transform, batch_size, compute):
         losses = functional.cross_entropy(logits, labels, reduction="none").double()
@@ -266,7 +289,7 @@ def _draw_panel(
         rasterized=True, **scale,
     )  # fmt: skip
     bar = figure.colorbar(mesh, ax=axes, label=label, pad=0.02)
-    if use_log:  # few, plain numbers
+    if use_log:  # a few plain numbers
         bar.ax.yaxis.set_minor_formatter(NullFormatter())
         bar.set_ticks(np.geomspace(finite.min(), finite.max(), 5))
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
@@ -274,7 +297,7 @@ def _draw_panel(
 
 
 def _in_the_table(run: StoredRun) -> float | None:
-    """Post-hoc CMD's test accuracy at the last epoch in metrics.csv, a fraction."""
+    """Return post-hoc CMD's test accuracy at the last epoch in metrics.csv, a fraction, if any."""
     name, last, metrics = PostHocCMD.name, run.settings.epochs - 1, run.metrics
     return metrics.get(name, last).test_acc if metrics.has(name, last) else None
 
@@ -282,11 +305,16 @@ def _in_the_table(run: StoredRun) -> float | None:
 def _mark_points(
     axes: Axes, grid: Landscape, accuracy: np.ndarray, own: float, known: float | None
 ) -> None:
-    """Post-hoc CMD's point and the best one, with what they reach in a legend below.
+    """Mark post-hoc CMD's point and the best one, with their accuracies in a legend below.
 
-    known: what metrics.csv has for the former, which another processor may miss by rounding.
+    Args:
+        axes: the panel.
+        grid: the values of x and y.
+        accuracy: fractions, [P, P].
+        own: post-hoc CMD's accuracy here.
+        known: the same in metrics.csv; another processor may differ from it by rounding.
     """
-    # of several that are best, the one nearest to post-hoc CMD's
+    # of several best points, the one nearest to post-hoc CMD's is marked
     away = np.hypot(*np.meshgrid(*(
         (values - own_value) / np.ptp(values)
         for values, own_value in zip((grid.x, grid.y), grid.own, strict=True)

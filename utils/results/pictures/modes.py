@@ -27,20 +27,22 @@ from utils.results.pictures.style import (
 )
 from utils.results.stored_run import StoredRun
 
-MEMBERS = 2000  # of a mode, drawn at random, that the band is of
+MEMBERS = 2000  # of a mode at the most, drawn at random, that the band shows
 BAND = (0.05, 0.95)
 COLUMNS = 5
 NUMBERED = 12  # bars at the most, for each to have its number
-SHOWN = 40  # modes at the most, each by itself
-REST = "#cccccc"  # the others, together
+SHOWN = 40  # modes at the most that are drawn one by one
+REST = "#cccccc"  # for all other modes together
 STEEP = 1e-3  # share of the reference's movement below which a member cannot be scaled to it
 
 
 @dataclass(frozen=True)
 class Movement:
-    """Sums of squared deviations from the mean over time, over the weights of each mode.
+    """Squared deviations from the mean over time, summed over the weights of each mode.
 
-    total: of the weights, [M]. explained: of what CMD makes of them, [M].
+    Attributes:
+        total: of the weights, [M].
+        explained: of what CMD makes of them, [M].
     """
 
     total: np.ndarray
@@ -53,13 +55,21 @@ def draw_modes(
     formats: Sequence[str],
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[Path]:
-    """Each mode's reference with the 5 – 95 % band of its members; the modes' share of every
-    layer; and how much of all movement each explains. Of more than SHOWN modes, the first are
-    shown, and the others together. Returns the files.
+    """Draw each mode's reference with the 5 – 95 % band of its members; the modes' share of every
+    layer; and how much of all movement each explains.
 
-    progress: wraps the one pass over the trajectory.
+    Of more than SHOWN modes, the first are drawn one by one, and the others together.
 
-    Raises UserError if the run has no post-hoc CMD, or is one in which nothing moves.
+    Args:
+        run: the finished run.
+        path: of the picture, without regard to its ending.
+        formats: the endings of the files.
+        progress: wraps the one pass over the trajectory.
+
+    Returns:
+        The files.
+
+    Raises UserError if the run has no post-hoc CMD, or if no weight moves.
     """
     cmd, settings = run.posthoc, run.settings
     require_two_epochs(settings)
@@ -91,7 +101,7 @@ def draw_modes(
 def movement_of(
     snapshots: Snapshots, cmd: CMDModel, progress: Callable[[Iterable], Iterable] = iter
 ) -> Movement:
-    """How much the weights of each mode move, and CMD's model of them, in one pass."""
+    """Measure how much the weights of each mode, and CMD's model of them, move, in one pass."""
     _, deviation = centre(snapshots.columns(cmd.reference).double())
     of_reference = deviation.square().sum(0)
     total = torch.zeros(cmd.modes, dtype=torch.float64)
@@ -105,9 +115,9 @@ def movement_of(
 
 
 def mapped_members(snapshots: Snapshots, cmd: CMDModel, mode: int) -> Tensor:
-    """Members of a mode on the scale of its reference, (w − b) / a: float64 [T, m].
+    """Return members of a mode on the scale of its reference, (w − b) / a: float64 [T, m].
 
-    Without those so flat that their map is not to be inverted.
+    Members so flat that their map cannot be inverted are left out.
     """
     members = torch.nonzero(cmd.mode == mode).flatten()
     members = members[cmd.a[members].abs() > STEEP * cmd.a[members].abs().max()]
@@ -127,7 +137,7 @@ def _draw_curve(axes: Axes, snapshots: Snapshots, cmd: CMDModel, mode: int, star
     room = 1.5 * max(float(np.ptp(curve)), 1e-12)  # outliers must not flatten the curve
     bottom = max(curve.min() - room, min(low.min(), curve.min()))
     top = min(curve.max() + room, max(high.max(), curve.max()))
-    if top > bottom:  # else nothing of it moves
+    if top > bottom:  # else none of its weights moves
         axes.set_ylim(bottom, top)
     share = 100 * int((cmd.mode == mode).sum()) / cmd.n_weights
     axes.set_title(f"mode {mode} ({share:.1f} %)", fontsize=9)
@@ -135,7 +145,7 @@ def _draw_curve(axes: Axes, snapshots: Snapshots, cmd: CMDModel, mode: int, star
 
 
 def _draw_layers(axes: Axes, layers: Sequence[tuple[str, int]], cmd: CMDModel) -> None:
-    """A bar a layer, from the first at the top, each mode's share in its colour."""
+    """Draw a bar for each layer, the first at the top, with each mode's share in its colour."""
     shares = np.stack(
         [
             np.bincount(mode.numpy(), minlength=cmd.modes) / len(mode)
@@ -159,7 +169,7 @@ def _draw_layers(axes: Axes, layers: Sequence[tuple[str, int]], cmd: CMDModel) -
 
 
 def _draw_movement(axes: Axes, movement: Movement) -> None:
-    """What each mode explains of all movement, and what it leaves."""
+    """Draw how much of all movement each mode explains, and how much it leaves."""
     everything = movement.total.sum()
     explained = folded(100 * movement.explained / everything)
     rest = np.maximum(folded(100 * movement.total / everything) - explained, 0)
@@ -181,7 +191,7 @@ def _draw_movement(axes: Axes, movement: Movement) -> None:
 
 
 def folded(values: np.ndarray) -> np.ndarray:
-    """[…, M] with all that is beyond the first SHOWN summed into one more."""
+    """Sum all but the first SHOWN of the values of M modes, […, M], into one more."""
     if values.shape[-1] <= SHOWN:
         return values
     rest = values[..., SHOWN:].sum(-1, keepdims=True)
@@ -189,5 +199,5 @@ def folded(values: np.ndarray) -> np.ndarray:
 
 
 def _colors(count: int) -> list[str]:
-    """Of so many bars, the last of which may be the rest."""
+    """Return the colours of so many bars, of which one beyond SHOWN is the rest."""
     return [mode_color(place) if place < SHOWN else REST for place in range(count)]

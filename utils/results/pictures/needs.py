@@ -1,4 +1,4 @@
-"""What pictures need of a run, beyond its files; each raises UserError where it is not so."""
+"""What pictures need of a run, beyond its files."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from utils.system.errors import UserError
 
 
 def require_sample(settings: Settings) -> None:
-    """Modes, and as many weights to find them among."""
+    """Raise UserError unless there are modes, and at least as many sampled weights."""
     modes, samples = settings.modes, settings.samples
     if modes < 1:
         raise UserError(f"--modes {modes}: it needs a run with 1 or more")
@@ -17,7 +17,7 @@ def require_sample(settings: Settings) -> None:
 
 
 def require_two_epochs(settings: Settings) -> None:
-    """Two epochs from `start` on: in one, nothing moves."""
+    """Raise UserError unless there are two epochs from `start` on: in one, nothing moves."""
     start, epochs = settings.start, settings.epochs
     if epochs < 2:
         raise UserError(f"--epochs {epochs}: it needs a run with 2 or more")
@@ -29,7 +29,7 @@ def require_two_epochs(settings: Settings) -> None:
 
 
 def require_warmup(settings: Settings) -> None:
-    """A warm-up of two epochs or more within the run."""
+    """Raise UserError unless the run has a warm-up of two epochs or more."""
     require_two_epochs(settings)
     start, warmup, last = settings.start, settings.warmup_cmd, settings.epochs - 1
     if not start < warmup <= last:
@@ -40,16 +40,16 @@ def require_warmup(settings: Settings) -> None:
 
 
 def require_movement(columns: Tensor, settings: Settings) -> None:
-    """A weight that moves over the snapshots, float [T, n]."""
+    """Raise UserError unless a weight moves over the snapshots, float [T, n]."""
     if bool((columns == columns[0]).all()):
         raise UserError(
-            f"--lr {settings.lr:g}: of {columns.shape[1]:,} weights looked at none moves from "
+            f"--lr {settings.lr:g}: none of the {columns.shape[1]:,} weights sampled moves from "
             f"epoch {settings.start} on; it needs a run with a larger one, or more --samples"
         )
 
 
 def require_any_movement(total: Tensor, settings: Settings) -> None:
-    """Movement of any weight, given its sums of squares, float [M]."""
+    """Raise UserError unless any weight moves, given the sums of squares of modes, float [M]."""
     if not torch.as_tensor(total).sum() > 0:
         raise UserError(
             f"--lr {settings.lr:g}: no weight moves from epoch {settings.start} on; it needs a run "

@@ -1,4 +1,4 @@
-"""Whether modes last: how well members go with their reference, and what online CMD makes of it."""
+"""Whether modes last: how well members follow their reference, and how far off online CMD is."""
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -23,10 +23,10 @@ from utils.results.pictures.needs import require_movement, require_sample, requi
 from utils.results.pictures.style import STYLE, caption, mark_epoch, mode_color, save
 from utils.results.stored_run import StoredRun
 
-WINDOW = 20  # epochs that a correlation is over
-RENEWED = 20  # epochs from one search for modes to the next
-AT_ONCE = 1 << 14  # weights
-FLAT = 1e-12  # share of a weight's movement over the run, at and below which a window has none
+WINDOW = 20  # epochs of each correlation
+RENEWED = 20  # epochs between two searches for modes
+AT_ONCE = 1 << 14  # weights in a part
+FLAT = 1e-12  # share of a weight's movement over the run; a window with no more has none
 
 
 def draw_stability(
@@ -35,11 +35,20 @@ def draw_stability(
     formats: Sequence[str],
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[Path]:
-    """Above, for each mode, its members' mean |correlation| with their reference over the last
-    epochs; below, the relative error of the movement, ‖θ̂(t) − θ(t)‖ / ‖θ(t) − θ(start)‖, of online
-    CMD, of adaptive CMD, and of online CMD whose modes are found again. Returns the files.
+    """Draw how well each mode lasts, and how far off online CMD is.
 
-    progress: wraps the epochs, and the pass over the trajectory.
+    Above, for each mode, is its members' mean |correlation| with their reference over the last
+    epochs. Below is the relative error of the movement, ‖θ̂(t) − θ(t)‖ / ‖θ(t) − θ(start)‖, of
+    online CMD, of adaptive CMD, and of online CMD whose modes are found again.
+
+    Args:
+        run: the finished run.
+        path: of the picture, without regard to its ending.
+        formats: the endings of the files.
+        progress: wraps the epochs, and the pass over the trajectory.
+
+    Returns:
+        The files.
 
     Raises UserError if the run's settings allow no online CMD.
     """
@@ -87,10 +96,10 @@ def of_members(
     window: int,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> np.ndarray:
-    """The mean |correlation| of each mode's members with its reference over the last `window`
-    snapshots at each snapshot, or as many as there are: float64 [T, M].
+    """Return the mean |correlation| of each mode's members with its reference, at each snapshot
+    over the last `window` snapshots, or as many as there are: float64 [T, M].
 
-    Weights that never move are left out; one that does not move within a window has 0.
+    Weights that never move are left out; one that does not move within a window counts as 0.
     """
     _, references = centre(snapshots.columns(cmd.reference).double())
     total = torch.zeros(len(snapshots), cmd.modes, dtype=torch.float64)
@@ -107,8 +116,8 @@ def of_members(
 
 
 def _windowed(x: Tensor, y: Tensor, window: int) -> Tensor:
-    """The correlation of columns of x and y, float64 [T, n] and centred, over the last `window`
-    rows at each row."""
+    """Return the correlation of columns of x and y, float64 [T, n] and centred, over the last
+    `window` rows at each row."""
 
     def over_window(values: Tensor) -> Tensor:
         sums = values.cumsum(0)
@@ -129,8 +138,8 @@ def _windowed(x: Tensor, y: Tensor, window: int) -> Tensor:
 def errors_of(
     run: StoredRun, progress: Callable[[Iterable], Iterable] = iter
 ) -> list[tuple[str, str, str, np.ndarray]]:
-    """(name, colour, line style, relative errors [T]) of each way to follow the run; NaN before
-    the warm-up's end."""
+    """Return (name, colour, line style, relative errors [T]) of each way to follow the run; errors
+    before the warm-up's end are NaN."""
     settings = run.settings
     looks = [
         (OnlineCMDMethod.label, OnlineCMDMethod.color, "-"),
@@ -139,7 +148,7 @@ def errors_of(
     ]
     errors = np.full((len(looks), settings.epochs), np.nan)
     first = run.trajectory[settings.start].double()
-    with warnings.catch_warnings():  # that the sample is small was said when the run was made
+    with warnings.catch_warnings():  # the run itself has warned of a small sample
         warnings.simplefilter("ignore", UserWarning)
         follower = partial(online_cmd, run.model, settings, run.trajectory)
         followers = [follower(), follower(memory=settings.memory), follower()]
@@ -149,7 +158,7 @@ def errors_of(
             since = epoch - settings.warmup_cmd
             if since > 0 and since % RENEWED == 0:
                 followers[-1] = follower(warmup=epoch)
-                followers[-1].n_updates = epoch  # the trajectory has what came before
+                followers[-1].n_updates = epoch  # the trajectory has the earlier epochs
             moved = (theta.double() - first).norm()
             for number, online in enumerate(followers):
                 online.update_parameters(run.model)

@@ -23,11 +23,11 @@ STYLE = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "lines.linewidth": 1.4,
-    "pdf.fonttype": 42,  # text stays text
+    "pdf.fonttype": 42,  # keeps text as text
 }
 BAND = {"alpha": 0.18, "linewidth": 0}
 MARK = "#777777"
-# Wong's colours and Tol's, told apart by the colour-blind; of modes, repeated where there are more.
+# Wong's and Tol's colours, which the colour-blind can tell apart; more modes repeat them.
 MODE_COLORS = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9",
     "#D55E00", "#882255", "#999933", "#332288", "#666666",
@@ -38,12 +38,12 @@ NAMED = 40  # layers at the most, for each to have a line and its name
 
 
 def layer_height(n_layers: int) -> float:
-    """Inches that a panel with a line for each layer needs."""
+    """Return the inches that a panel with a line for each layer needs."""
     return max(1.6, 0.18 * min(n_layers, NAMED))
 
 
 def label_layers(axes: Axes, names: Sequence[str]) -> None:
-    """The layers' names down the y axis; where they are too many, their numbers."""
+    """Write the layers' names along the y axis; where they are too many, their numbers."""
     if len(names) <= NAMED:
         size = min(8.5, 340 / len(names))
         axes.set_yticks(np.arange(len(names)), names, fontsize=size)
@@ -52,12 +52,12 @@ def label_layers(axes: Axes, names: Sequence[str]) -> None:
 
 
 def mode_color(mode: int) -> str:
-    """The colour of a mode, by its number."""
+    """Return the colour of a mode, by its number."""
     return MODE_COLORS[mode % len(MODE_COLORS)]
 
 
 def caption(figure: Figure, settings: Settings, n_seeds: int = 1) -> None:
-    """One small line above a figure: the run that it is of, or the runs with several seeds."""
+    """Write a small line above a figure: the run that it shows, or the runs with several seeds."""
     words = f"{settings.model} on {settings.dataset}"
     if settings.limit is not None:
         words += f", --limit {settings.limit}"
@@ -69,9 +69,9 @@ def caption(figure: Figure, settings: Settings, n_seeds: int = 1) -> None:
 
 
 def save(figure: Figure, path: Path, formats: Sequence[str] = ("png",)) -> list[Path]:
-    """Write a figure as `path` with each format's ending, whole or not at all; returns the files.
+    """Write a figure as `path` with each format's ending, whole or not at all; return the files.
 
-    Nothing in a file tells when it was made: the same picture is the same file.
+    No file contains the time of writing: the same picture is the same file.
     """
     files = [path.with_suffix(f".{name}") for name in formats]
     for file, name in zip(files, formats, strict=True):
@@ -82,7 +82,7 @@ def save(figure: Figure, path: Path, formats: Sequence[str] = ("png",)) -> list[
 
 
 def draw_band(axes: Axes, x: np.ndarray, curves: np.ndarray, color: str, **options) -> None:
-    """The mean of [runs, T], with a band of one sample standard deviation for several runs."""
+    """Draw the mean of [runs, T], with a band of one sample standard deviation for several runs."""
     mean = curves.mean(0)
     axes.plot(x, mean, color=color, **options)
     if len(curves) > 1:
@@ -91,7 +91,7 @@ def draw_band(axes: Axes, x: np.ndarray, curves: np.ndarray, color: str, **optio
 
 
 def mark_epoch(axes: Axes, epoch: int, words: str, n_epochs: int) -> None:
-    """A dashed line at an epoch, with words on the side where there is room."""
+    """Draw a dashed line at an epoch, with words on the side where there is room."""
     axes.axvline(epoch, color="#999999", linewidth=1, linestyle=(0, (4, 3)), zorder=0)
     early = epoch < n_epochs / 2
     axes.annotate(
