@@ -63,6 +63,9 @@ def test_a_sealed_file_is_what_torch_reads(tmp_path):
     assert read_pickled(path)["x"] == 0.5
     with pytest.raises(ValueError, match="no file of this suite"):
         load_tensors(path)
+    save_tensors({"a": tmp_path}, path)  # sealed, and yet no tensors
+    with pytest.raises(ValueError, match=r"state\.pt is not a file of tensors"):
+        load_tensors(path)
 
 
 def test_every_byte_of_a_configuration_counts(tmp_path):

@@ -91,7 +91,12 @@ def load_tensors(path: str | os.PathLike, run: str | None = None) -> dict:
             raise ValueError(f"{path} is not as it was written")
     if run is not None and seal[len(MARK) : -DIGEST_BYTES] != _run_field(run):
         raise ValueError(f"{path} belongs to another run")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises many types for what is not tensors
+        raise ValueError(f"{path} is not a file of tensors") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a dictionary of tensors")
     return state
