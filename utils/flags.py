@@ -45,7 +45,7 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """A flag for each setting of the training and of the methods, in their groups, but --seed."""
     seen = {"seed"}
-    for block in _blocks():
+    for block in _settings_classes():
         for name, option in options_of(block).items():
             if name not in seen:
                 seen.add(name)
@@ -108,12 +108,7 @@ def add_result_flags(
     results = group(parser, "results")
     option = Option("results", f"results go to {where}", str, None, "DIR", None)
     _add(results, ("--results_dir",), option)
-    add_overwrite_flag(results)
-
-
-def add_overwrite_flag(container) -> None:
-    """--overwrite."""
-    container.add_argument(
+    results.add_argument(
         "--overwrite", action="store_true",
         help="start afresh, whatever the folder holds (default: go on with it)",
     )  # fmt: skip
@@ -133,7 +128,7 @@ def markdown(parser: argparse.ArgumentParser) -> str:
     return "\n".join(rows)
 
 
-def _blocks() -> Iterator[type]:
+def _settings_classes() -> Iterator[type]:
     """The classes that declare settings: the training's, then the methods' in their order."""
     for method in (TrainingSettings, *(method.Settings for method in METHODS)):
         for block in reversed(method.__mro__):

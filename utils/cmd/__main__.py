@@ -4,8 +4,8 @@ import argparse
 import signal
 import sys
 
+from . import fit_files
 from .errors import InputError
-from .fit_files import INTERRUPTED, __doc__, add_arguments, fit_checkpoints
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,23 +18,19 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = Parser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.description = __doc__.replace("PROGRAM", parser.prog)
-    add_arguments(parser)
+    parser = Parser(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.description = fit_files.__doc__.replace("PROGRAM", parser.prog)
+    fit_files.add_arguments(parser)
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        fit_checkpoints(args)
+        fit_files.fit_checkpoints(args)
     except InputError as error:
         parser.error(str(error))
     except OSError as error:
         parser.error(f"{error}; is there room in --output {args.output}?")
     except KeyboardInterrupt:
-        print(f"{parser.prog}: {INTERRUPTED}", file=sys.stderr)
+        print(f"{parser.prog}: {fit_files.INTERRUPTED}", file=sys.stderr)
         return 130
     return 0
 

@@ -26,6 +26,8 @@ from utils.system.options import option
 from utils.training.run import Run
 from utils.training.settings import TrainingSettings
 
+LAWA_EPOCHS = 10  # where neither --lawa nor --lawa_epochs has a number
+
 
 @dataclass(frozen=True, kw_only=True)
 class EMASettings(TrainingSettings):
@@ -162,7 +164,12 @@ class LAWASettings(TrainingSettings):
     group: ClassVar[str] = "averages"
 
     lawa_epochs: int = option(
-        None, "K, epochs that LAWA averages", at_least(2), metavar="K", told="10", before=10
+        None,
+        "K, epochs that LAWA averages",
+        at_least(2),
+        metavar="K",
+        told=str(LAWA_EPOCHS),
+        before=LAWA_EPOCHS,
     )
 
     @classmethod
@@ -174,7 +181,7 @@ class LAWASettings(TrainingSettings):
             raise UserError(
                 f"--lawa {by_method} and --lawa_epochs {given['lawa_epochs']}: give one of them"
             )
-        given["lawa_epochs"] = asked.pop() if asked else 10
+        given["lawa_epochs"] = asked.pop() if asked else LAWA_EPOCHS
         return given
 
 

@@ -22,7 +22,7 @@ METHODS: tuple[type[Method], ...] = (
 )
 
 
-def _blocks() -> tuple[type, ...]:
+def _outermost_settings() -> tuple[type, ...]:
     """The settings classes of all methods, but for those that others inherit from."""
     classes = list(dict.fromkeys(method.Settings for method in METHODS))
     return tuple(
@@ -33,4 +33,4 @@ def _blocks() -> tuple[type, ...]:
 
 
 # All settings of a run and of every method: two runs with equal ones are one.
-Settings = dataclass(frozen=True, kw_only=True)(type("Settings", _blocks(), {}))
+Settings = dataclass(frozen=True, kw_only=True)(type("Settings", _outermost_settings(), {}))
