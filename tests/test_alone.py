@@ -9,6 +9,7 @@ import sys
 import zipfile
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
 
@@ -102,3 +103,38 @@ def test_a_wheel_installs_the_algorithm_alone(wheel, tmp_path):
         check=True,
     )  # fmt: skip
     check("correlation_modes", tmp_path / "empty", tmp_path / "site")
+
+
+def test_how_the_command_ends(tmp_path):
+    """Its name, SIGTERM, a closed pipe, a terminal of ASCII alone, and an argument of dashes."""
+    shutil.copytree(ROOT / "utils/cmd", tmp_path / "anything")
+    for epoch, theta in enumerate(torch.arange(600.0).view(3, 200).sin()):
+        torch.save({"gewicht_é": theta}, tmp_path / f"epoch_{epoch}.pt")
+    slow = (
+        "import os, signal, sys; sys.argv[0] = 'correlation-modes'; import anything.__main__ as m\n"
+        "m.fit_files.fit_cmd = lambda *_, **__: os.kill(os.getpid(), signal.{})\n"
+        "sys.exit(m.main())"
+    )
+    module = ["-m", "anything"]
+    for how, more, out, code, words in (
+        (module, ["--output", "a"], None, 0, "gewicht_"),
+        (module, ["--output", "b"], "closed", 141, ""),
+        (module, ["--device=--"], None, 2, "python -m anything: error: argument --device: --"),
+        (["-c", slow.format("SIGTERM")], [], None, 143, "correlation-modes: interrupted"),
+        (["-c", slow.format("SIGINT")], [], None, 130, "correlation-modes: interrupted"),
+    ):
+        read, write = os.pipe()
+        if out == "closed":
+            os.close(read)
+        done = subprocess.run(
+            [sys.executable, *how, *map(str, sorted(tmp_path.glob("*.pt"))), *more, "--modes=2",
+             "--samples=50"],
+            cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "ascii"}, text=True,
+            stdout=write if out == "closed" else subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        os.close(write)
+        if out != "closed":
+            os.close(read)
+        said = done.stderr + (done.stdout or "")
+        assert done.returncode == code and words in said, (more, said)
+        assert "Traceback" not in said and done.stderr.count("\n") <= 1, said

@@ -15,6 +15,7 @@ from utils.cmd.fitting import fit_cmd
 from utils.cmd.model import CMDModel
 from utils.cmd.quality import describe
 from utils.cmd.snapshots import Snapshots
+from utils.cmd.state_files import Checkpoint
 from utils.cmd.vector import layer_sizes, read_vector, write_vector
 
 EPOCHS = 12
@@ -233,3 +234,17 @@ def test_as_a_command(pickled, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"{EPOCHS} of {EPOCHS}" in done.stdout and "mean |correlation|" in done.stdout
+
+
+def test_interrupted_before_all_is_written(pickled, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    arguments = [pickled, "--modes", 2, "--samples", 50, "--output", out]
+    assert run(*arguments) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(Checkpoint, "save", interrupted)
+    assert run(*arguments, "--seed", 1, "--overwrite") == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before

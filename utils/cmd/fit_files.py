@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from .clustering import sample_weights
 from .errors import InputError
+from .files import whole
 from .fitting import fit_cmd
 from .quality import Description, describe
 from .snapshots import Snapshots
@@ -48,10 +49,11 @@ def fit_checkpoints(args: argparse.Namespace) -> None:
             raise InputError(f"--modes {args.modes}, --samples {args.samples}: {error}") from error
         found = describe(Snapshots(array, device=device), cmd, sizes)
     cmd = cmd.to("cpu")
-    cmd.save(outputs[0])
     last = Checkpoint(files[-1], args.key)
     write_vector(cmd.reconstruct(cmd.reference_history[-1]), last.state)
-    last.save(outputs[1])
+    with whole(outputs[0]) as parameters, whole(outputs[1]) as reconstructed:  # both, or neither
+        cmd.save(parameters)
+        last.save(reconstructed)
     print(
         f"\n{report(names, found)}\n\n{len(files)} checkpoints of {cmd.n_weights:,} weights in "
         f"{cmd.modes} modes: {outputs[0]}, {outputs[1]}"
