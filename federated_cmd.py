@@ -128,12 +128,7 @@ def compare(
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line's parser; a default that depends on the model is None here."""
     parser = Parser(prog="federated_cmd.py", description=__doc__, epilog=flags.model_table())
-    own_flags.add_federation_flags(parser)
-    own_flags.add_client_flags(parser)
-    flags.add_data_flags(parser)
-    own_flags.add_embedding_flags(parser)
-    own_flags.add_freezing_flags(parser)
-    flags.add_result_flags(parser, "DIR/federated/MODEL_PARTITION")
+    own_flags.add_flags(parser)
     return parser
 
 

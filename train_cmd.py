@@ -42,6 +42,7 @@ from utils.training.compute import Compute
 from utils.training.folder import PLOT, SUMMARY, seed_folder, seeds_folder
 from utils.training.precision import Arithmetic, choose_precision
 from utils.training.run import Run
+from utils.training.settings import TrainingSettings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -147,7 +148,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = Parser(prog="train_cmd.py", description=__doc__, epilog=flags.model_table())
     flags.add_method_flags(parser)
-    flags.add_settings(parser)
+    declared = (TrainingSettings, *(method.Settings for method in METHODS))
+    flags.add_settings(parser, *declared, without=("seed",))
     flags.add_seed_flags(flags.group(parser, "model and training"))
     flags.add_compute_flags(flags.group(parser, "model and training"))
     flags.add_data_dir_flag(flags.group(parser, "data"))

@@ -279,8 +279,8 @@ def test_killed_and_started_again_gives_the_same_numbers(finished, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--fraction", "1.5"], "--fraction 1.5: choose a share above 0"),
-        (["--embed_perc", "101"], "--embed_perc 101"),
+        (["--fraction", "1.5"], "--fraction: 1.5 is too large: choose 1"),
+        (["--embed_perc", "101"], "--embed_perc: 101 is too large"),
         (["--warmup_cmd", "8", "--rounds", "9"], "--warmup_cmd 8 and --embed_window 1"),
         (["--methods", "cmd", "cmd"], "--methods cmd cmd: give each method once"),
         (["--clients", "50"], "--clients 50: 200 images are too few"),

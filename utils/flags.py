@@ -1,14 +1,13 @@
 """The flags of the commands: those of the settings, made from their declarations, and the rest."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Collection
 from typing import Any
 
 from utils.base_utils import MODELS
 from utils.methods.registry import METHODS, Settings
 from utils.system.arguments import at_least, truth
 from utils.system.options import Option, options_of
-from utils.training.settings import TrainingSettings
 
 OPTIONS = options_of(Settings)
 
@@ -42,14 +41,17 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
         _add(group(parser, "methods", words), method.flags, option, dest=method.name)
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """A flag for each setting of the training and of the methods, in their groups, but --seed."""
-    seen = {"seed"}
-    for block in _settings_classes():
-        for name, option in options_of(block).items():
-            if name not in seen:
-                seen.add(name)
-                _add(group(parser, block.group), (f"--{name}",), option)
+def add_settings(
+    parser: argparse.ArgumentParser, *classes: type, without: Collection[str] = ()
+) -> None:
+    """A flag for each setting of some classes, in the groups of the classes that declare them."""
+    seen = set(without)
+    for outermost in classes:
+        for block in reversed(outermost.__mro__):
+            for name, option in options_of(block).items() if hasattr(block, "group") else ():
+                if name not in seen:
+                    seen.add(name)
+                    _add(group(parser, block.group), (f"--{name}",), option)
 
 
 def add_setting(container, *names: str) -> None:
@@ -126,14 +128,6 @@ def markdown(parser: argparse.ArgumentParser) -> str:
             words += f": {', '.join(f'`{choice}`' for choice in action.choices)}"
         rows.append(f"| {flags} | {told} | {words} |")
     return "\n".join(rows)
-
-
-def _settings_classes() -> Iterator[type]:
-    """The classes that declare settings: the training's, then the methods' in their order."""
-    for method in (TrainingSettings, *(method.Settings for method in METHODS)):
-        for block in reversed(method.__mro__):
-            if hasattr(block, "group"):
-                yield block
 
 
 def _add(container, flags: tuple[str, ...], option: Option, **more: Any) -> None:

@@ -10,8 +10,10 @@ from utils.federated.exchange import ClientSide, ServerSide, Vector
 from utils.federated.fedavg import FedAvgClient, FedAvgServer
 from utils.federated.freezing import FreezingClient, FreezingServer, FreezingSettings
 from utils.federated.partition import IID
-from utils.federated.settings import FederatedSettings
+from utils.federated.settings import CMDRounds, FederatedSettings, FreezingRounds
 from utils.system.errors import UserError
+from utils.system.options import options_of
+from utils.training.settings import DataSettings
 
 
 def _any_settings(settings: FederatedSettings) -> None:
@@ -40,6 +42,11 @@ class FederatedMethod:
     client: Callable[[FederatedSettings, int], ClientSide]
     own_settings: tuple[str, ...] = ()
     check: Callable[[FederatedSettings], None] = _any_settings
+
+
+def _declared_by(block: type[DataSettings]) -> tuple[str, ...]:
+    """Return the names of the settings that a block of FederatedSettings adds."""
+    return tuple(name for name in options_of(block) if name not in options_of(DataSettings))
 
 
 def _cmd_server(settings: FederatedSettings, theta: Vector, module: nn.Module) -> CMDServer:
@@ -84,7 +91,7 @@ def _freezing_method(label: str, color: str, random: bool) -> FederatedMethod:
         checkpoint_bytes=29,
         server=lambda settings, theta, module: FreezingServer(theta, freezing(settings)),
         client=lambda settings, n_weights: FreezingClient(n_weights, freezing(settings)),
-        own_settings=("apf_alpha", "apf_threshold", "apf_every"),
+        own_settings=_declared_by(FreezingRounds),
     )
 
 
@@ -102,14 +109,7 @@ METHODS = {
         checkpoint_bytes=40,
         server=_cmd_server,
         client=lambda settings, n_weights: CMDClient(n_weights),
-        own_settings=(
-            "modes",
-            "samples",
-            "warmup_cmd",
-            "embed_window",
-            "embed_perc",
-            "embed_max",
-        ),
+        own_settings=_declared_by(CMDRounds),
         check=_check_cmd,
     ),
     "apf": _freezing_method("APF", "#D55E00", random=False),

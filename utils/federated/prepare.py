@@ -4,7 +4,6 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from utils.base_utils import get_model
 from utils.cmd.vector import layer_sizes
 from utils.federated.client import images_by_part, images_of
 from utils.federated.methods import METHODS, undecided
@@ -15,7 +14,7 @@ from utils.storage.store import AFRESH, CONFIG, Store, read_config, usable
 from utils.system.devices import choose_device
 from utils.system.errors import UserError
 from utils.training.precision import choose_precision
-from utils.training.settings import complete_training, differences
+from utils.training.settings import differences
 
 
 def prepare(args: argparse.Namespace) -> tuple[FederatedSettings, Place]:
@@ -76,40 +75,7 @@ def make_settings(args: argparse.Namespace) -> FederatedSettings:
     Raises:
         UserError: the settings do not fit together.
     """
-    entry = get_model(args.model)
-    optimizer, lr, momentum = complete_training(args.model, args.optimizer, args.lr, args.momentum)
-    if not 0 < args.fraction <= 1:
-        raise UserError(f"--fraction {args.fraction:g}: choose a share above 0, up to 1")
-    for name in ("embed_perc", "embed_max"):
-        if getattr(args, name) > 100:
-            raise UserError(f"--{name} {getattr(args, name):g}: choose a percentage up to 100")
-    settings = FederatedSettings(
-        model=args.model,
-        dataset=args.dataset,
-        data="",  # known once the images are loaded
-        limit=args.limit,
-        seed=args.seed,
-        clients=args.clients,
-        rounds=args.rounds,
-        local_epochs=args.local_epochs,
-        fraction=args.fraction,
-        partition=args.partition,
-        alpha=args.alpha,
-        optimizer=optimizer,
-        lr=lr,
-        momentum=momentum,
-        batch_size=args.batch_size,
-        precision="fp32",  # known once the device is chosen
-        modes=entry.modes if args.modes is None else args.modes,
-        samples=entry.samples if args.samples is None else args.samples,
-        warmup_cmd=args.warmup_cmd,
-        embed_window=args.embed_window,
-        embed_perc=args.embed_perc,
-        embed_max=args.embed_max,
-        apf_alpha=args.apf_alpha,
-        apf_threshold=args.apf_threshold,
-        apf_every=args.apf_every,
-    )
+    settings = FederatedSettings.of(vars(args))
     for method in args.methods:
         METHODS[method].check(settings)
     if len(set(args.methods)) < len(args.methods):

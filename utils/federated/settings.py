@@ -1,50 +1,122 @@
-"""What a federated result depends on."""
+"""What a federated result depends on: the flags of federated_cmd.py but those of its machinery."""
 
 import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
 
 from torch import nn
 
-from utils.base_utils import ModelEntry, get_model
+from utils.base_utils import MODELS, ModelEntry, get_model
+from utils.federated.partition import PARTITIONS
+from utils.system.arguments import at_least, fraction, positive, up_to
+from utils.system.options import option, same_option
+from utils.training.optimizers import OPTIMIZERS
+from utils.training.precision import FP32, PRECISIONS
+from utils.training.settings import (
+    MODELS_OWN,
+    DataSettings,
+    TrainingSettings,
+    complete_training,
+)
 
 
-@dataclass(frozen=True)
-class FederatedSettings:
-    """Everything that the numbers of a method depend on: flags of federated_cmd.py, and `data`.
+@dataclass(frozen=True, kw_only=True)
+class FederationSettings(DataSettings):
+    """Clients and rounds."""
+
+    group: ClassVar[str] = "federation"
+
+    clients: int = option(10, "how many clients there are", at_least(1))
+    rounds: int = option(100, "how many rounds are played", at_least(1))
+    local_epochs: int = option(1, "epochs of each client in a round", at_least(1))
+    fraction: float = option(1.0, "share of the clients that take part in a round", up_to(1))
+    partition: str = option(
+        PARTITIONS[0], "of the images: alike, or classes in shares drawn from Dir(alpha)",
+        choices=PARTITIONS,
+    )  # fmt: skip
+    alpha: float = option(0.5, "of --partition dirichlet", positive)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientSettings(DataSettings):
+    """What clients train, and how."""
+
+    group: ClassVar[str] = "model and training"
+
+    model: str = option("res18", "the model", choices=MODELS)
+    optimizer: str = option(
+        None, "of clients, afresh every round", choices=OPTIMIZERS, told=MODELS_OWN
+    )
+    lr: float = same_option(TrainingSettings, "lr")
+    momentum: float | None = same_option(TrainingSettings, "momentum")
+    batch_size: int = option(128, "images in a training batch", at_least(1), metavar="B")
+    seed: int = option(
+        0, "of the initial weights, the partition and all draws of the rounds", at_least(0)
+    )
+    precision: str = option(
+        None, "of forward and backward passes", choices=PRECISIONS,
+        told="bf16 on GPUs that have it, else fp32",
+    )  # fmt: skip
+
+    @classmethod
+    def complete(cls, given: dict[str, Any]) -> dict[str, Any]:
+        given = super().complete(given)
+        of_training = complete_training(
+            given["model"], given["optimizer"], given["lr"], given["momentum"]
+        )
+        given["precision"] = given["precision"] or FP32
+        return given | dict(zip(("optimizer", "lr", "momentum"), of_training, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CMDRounds(DataSettings):
+    """Embedded CMD, which counts in rounds."""
+
+    group: ClassVar[str] = "CMD"
+
+    modes: int = option(None, "modes at the most", at_least(1), metavar="M", told=MODELS_OWN)
+    samples: int = option(
+        None, "weights that are clustered", at_least(1), metavar="K", told=MODELS_OWN
+    )
+    warmup_cmd: int = option(10, "last round of the warm-up, from 0", at_least(1), metavar="ROUND")
+    embed_window: int = option(4, "rounds from one embedding to the next", at_least(1), metavar="L")
+    embed_perc: float = option(
+        10, "percentage of all weights embedded each time", up_to(100), metavar="P"
+    )
+    embed_max: float = option(
+        55, "percentage of all weights that are ever embedded", up_to(100), metavar="P"
+    )
+
+    @classmethod
+    def complete(cls, given: dict[str, Any]) -> dict[str, Any]:
+        given = super().complete(given)
+        entry = get_model(given["model"])
+        own = {"modes": entry.modes, "samples": entry.samples}
+        return given | {name: value for name, value in own.items() if given[name] is None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreezingRounds(DataSettings):
+    """APF and A-APF."""
+
+    group: ClassVar[str] = "APF and A-APF"
+
+    apf_alpha: float = option(
+        0.99, "share of the averages that stays, a check", fraction, metavar="ALPHA"
+    )
+    apf_threshold: float = option(
+        0.05, "of effective perturbation, below which a weight is stable", positive, metavar="P"
+    )
+    apf_every: int = option(5, "rounds from one check to the next", at_least(1), metavar="ROUNDS")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederatedSettings(FreezingRounds, CMDRounds, ClientSettings, FederationSettings):
+    """Everything that the numbers of a method depend on.
 
     A client is not told the settings that are nothing to its method; they are None there.
-
-    Attributes:
-        data: the images' fingerprint.
-        limit: how many images of each split are used; None for all.
     """
-
-    model: str
-    dataset: str
-    data: str
-    limit: int | None
-    seed: int
-    clients: int
-    rounds: int
-    local_epochs: int
-    fraction: float
-    partition: str
-    alpha: float
-    optimizer: str
-    lr: float
-    momentum: float | None
-    batch_size: int
-    precision: str
-    modes: int
-    samples: int
-    warmup_cmd: int
-    embed_window: int
-    embed_perc: float
-    embed_max: float
-    apf_alpha: float
-    apf_threshold: float
-    apf_every: int
 
     @property
     def entry(self) -> ModelEntry:

@@ -69,6 +69,18 @@ def positive(text: str) -> float:
     return value
 
 
+def up_to(most: float) -> Callable[[str], float]:
+    """Return a type for argparse: numbers above 0, up to `most`."""
+
+    def parse(text: str) -> float:
+        value = positive(text)
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text} is too large: choose {most:g} or less")
+        return value
+
+    return parse
+
+
 def memory(text: str) -> float:
     """Parse how many updates adaptive CMD remembers, 1 or more."""
     value = positive(text)

@@ -50,6 +50,12 @@ def option(
     return dataclasses.field(default=before, metadata={OPTION: known})
 
 
+def same_option(settings: type, name: str) -> Any:
+    """Return the field of another settings class, so that both have one declaration."""
+    [field] = (field for field in dataclasses.fields(settings) if field.name == name)
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
 def options_of(settings: type) -> dict[str, Option]:
     """Return the options of a settings class by name, inherited ones first, without the fields
     that have no flag."""
