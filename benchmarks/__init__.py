@@ -1,1 +1,1 @@
-"""Measurements of speed and memory; nothing here is run by the tests' clock."""
+"""Measure speed and memory; the tests run these programs, but check no time that they report."""

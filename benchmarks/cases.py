@@ -1,4 +1,4 @@
-"""What is measured: the sizes from the command line, and the trajectory file."""
+"""Make the case that is measured, from the command line, and its trajectory file."""
 
 import argparse
 import contextlib
@@ -19,12 +19,23 @@ from utils.cmd.vector import layer_sizes
 from utils.system.arguments import at_least
 from utils.system.errors import UserError
 
-READ_AT_ONCE = 1 << 22
+READ_AT_ONCE = 1 << 22  # bytes
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is fitted: the file, M, the sample's size K, and where."""
+    """A trajectory on disk, and how it is fitted.
+
+    Attributes:
+        path: the trajectory's, a `.npy` file.
+        n_weights: N.
+        n_epochs: T.
+        modes: M, the number of modes at the most.
+        samples: K, the number of weights that are clustered.
+        seed: of the trajectory and of the sample.
+        repeats: how often each measurement is made.
+        device: the name of the device that computes.
+    """
 
     path: Path
     n_weights: int
@@ -46,7 +57,7 @@ class Case:
         return 4e-9 * self.n_weights * self.n_epochs
 
     def results(self) -> tuple[Path, Path]:
-        """Where our results and the public code's lie while they are compared."""
+        """Return the paths where our results and the public code's are, while they are compared."""
         return self.path.with_suffix(".ours.pt"), self.path.with_suffix(".public.npz")
 
     def sample(self) -> Tensor:
@@ -55,7 +66,7 @@ class Case:
 
 
 def write_the_trajectory(case: Case) -> None:
-    """Generate the file unless it is there, and read it once."""
+    """Generate the file unless it is there, and read it once, so that the system caches it."""
     write_trajectory(case.path, case.n_weights, case.n_epochs, case.seed)
     read_file(case.path)
 
@@ -69,26 +80,36 @@ def read_file(path: Path) -> None:
 
 
 def case_flags(parser: argparse.ArgumentParser, epochs: int, clusters: bool = True) -> None:
-    """The flags that make a case, and with whom to compare.
+    """Add the flags that make a case.
 
-    clusters: whether there are modes in it, and the paper's public code to compare with.
+    Args:
+        parser: the command's.
+        epochs: the default of -T.
+        clusters: whether the case has modes, and may be compared with the paper's public code.
     """
     sizes = [
-        (("-N", "--weights"), 11_170_000, "weights"),
-        (("-T", "--epochs"), epochs, "snapshots"),
-        (("-M", "--modes"), 10, "modes at the most"),
-        (("-K", "--samples"), 1000, "weights that are clustered"),
+        (("-N", "--weights"), 11_170_000, "number of weights"),
+        (("-T", "--epochs"), epochs, "number of snapshots"),
+        (("-M", "--modes"), 10, "largest number of modes"),
+        (("-K", "--samples"), 1000, "number of weights that are clustered"),
     ]
     parser.set_defaults(modes=1, samples=1)
     for flags, default, meaning in sizes if clusters else sizes[:2]:
         parser.add_argument(
             *flags, type=at_least(1), default=default, help=f"{meaning} (default: {default:,})"
         )
-    parser.add_argument("--seed", type=at_least(0), default=0, help="(default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, help="seed of random draws (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     if clusters:
         parser.add_argument("--official", metavar="PATH", help="a clone of the paper's public code")
-    parser.add_argument("--repeats", type=at_least(1), default=3, help="(default: %(default)s)")
+    parser.add_argument(
+        "--repeats",
+        type=at_least(1),
+        default=3,
+        help="how often each measurement is made (default: %(default)s)",
+    )
     parser.add_argument(
         "--folder",
         type=Path,
@@ -96,18 +117,21 @@ def case_flags(parser: argparse.ArgumentParser, epochs: int, clusters: bool = Tr
         metavar="DIR",
         help="where the trajectory is written, 4·N·T bytes (default: %(default)s)",
     )
-    parser.add_argument("--keep", action="store_true", help="leave it there, and use it if it is")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the trajectory, and use one that was kept"
+    )
 
 
 def case_of(args: argparse.Namespace, n_weights: int, n_epochs: int) -> Case:
-    """The case that the flags describe, at these N and T.
+    """Make the case that the flags describe, at these N and T.
 
-    Raises UserError if the sizes do not fit together or the folder has no room for the file.
+    Raises:
+        UserError: the sizes do not fit together, or the folder has no room for the file.
     """
     if not args.modes <= args.samples <= n_weights:
-        raise UserError(f"-M {args.modes}, -K {args.samples} and -N {n_weights} must not decrease")
+        raise UserError(f"-M {args.modes}, -K {args.samples}, -N {n_weights}: choose M ≤ K ≤ N")
     if n_epochs < 2:
-        raise UserError(f"-T {n_epochs}: two snapshots are the least")
+        raise UserError(f"-T {n_epochs}: at least two snapshots are needed")
     path = args.folder / f"cmd_{n_weights}x{n_epochs}_seed{args.seed}.npy"
     if not args.folder.is_dir():
         raise UserError(f"--folder {args.folder} is not a folder: make it, or choose another")
@@ -125,9 +149,9 @@ def case_of(args: argparse.Namespace, n_weights: int, n_epochs: int) -> Case:
 
 @contextlib.contextmanager
 def trajectory_file(case: Case, keep: bool) -> Iterator[None]:
-    """The case's file, whole while the block runs.
+    """Provide the case's whole trajectory file while the block runs.
 
-    Afterwards it is gone unless it is kept, and the results beside it are gone.
+    Afterwards the file is removed unless it is to be kept, and so are the results beside it.
     """
     try:
         alone(write_the_trajectory, case)

@@ -1,12 +1,12 @@
-"""Fit CMD to a trajectory on disk: time, memory, and how near a plain read of the file that comes.
+"""Measure the time and memory of fitting CMD to a trajectory on disk, beside a plain read of it.
 
     python benchmarks/fit.py -N 11170000 -T 150
     python benchmarks/fit.py -N 2000000 -T 50 --official PATH     # a clone of the paper's code
     python benchmarks/fit.py --sweep images/fit_scaling.png       # over N and over T
 
-Every row of the table is measured in a process of its own, on the same file, which was read once
-before so that the system holds what it can of it. Memory is anonymous memory beyond what the
-process held before: the results are in it, the mapped file is not.
+Every row of the table is measured in a process of its own, on the same file, which is read once
+beforehand so that the system caches what it can of it. Memory is the anonymous memory beyond what
+the process held before: it includes the results, but not the mapped file.
 """
 
 import sys
@@ -27,7 +27,7 @@ from utils.system.tables import format_table
 
 
 def measure(case: Case, official: str | None) -> str:
-    """The table and what else is to be said of one case."""
+    """Measure one case, and return its table, with notes below."""
     floor = alone(sequential_read, case)
     ours_at, public_at = case.results()
     ours = alone(our_fit, case, ours_at)
@@ -57,7 +57,7 @@ def measure(case: Case, official: str | None) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command, and return its exit code."""
     parser = Parser(prog="benchmarks/fit.py", description=__doc__)
     case_flags(parser, epochs=150)
     parser.add_argument("--sweep", metavar="PLOT", help="measure over N and over T, and plot it")

@@ -1,4 +1,4 @@
-"""The measured fits, each a function to be run in a process of its own."""
+"""Measure fits; each function is to be run in a process of its own."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +17,21 @@ from utils.cmd.snapshots import Snapshots
 
 @dataclass(frozen=True)
 class Figures:
-    """Seconds (the median of the repeats) and the peak of anonymous memory in bytes."""
+    """The cost of a fit.
+
+    Attributes:
+        seconds: the median of the repeats.
+        peak: of anonymous memory, in bytes.
+        clustering: seconds of finding the references, which are part of `seconds`.
+    """
 
     seconds: float
     peak: int
-    clustering: float = 0.0  # seconds of finding the references, which are part of `seconds`
+    clustering: float = 0.0
 
 
 def sequential_read(case: Case) -> Figures:
-    """The floor: a snapshot at a time into one buffer."""
+    """Measure the floor of a fit's cost: reading a snapshot at a time into one buffer."""
     row = np.empty(case.n_weights, dtype=np.float32)
 
     def read() -> None:
@@ -38,12 +44,17 @@ def sequential_read(case: Case) -> Figures:
 
 
 def our_fit(case: Case, results: Path | None) -> Figures:
-    """`fit_cmd` from the memory-mapped file, and its finding of the references by itself."""
+    """Measure `fit_cmd` on the memory-mapped file, and its search for the references by itself.
+
+    Args:
+        case: what is fitted.
+        results: the path where CMD's parameters are saved, None for nowhere.
+    """
     sample = case.sample()
     tiny = np.random.default_rng(0).normal(size=(case.n_epochs, 4096)).astype(np.float32)
     fit_cmd(
         tiny, torch.arange(case.modes + 1), case.modes, device=case.device
-    )  # threads, libraries
+    )  # starts threads and loads libraries beforehand
 
     def references() -> Tensor:
         snapshots = Snapshots(np.load(case.path, mmap_mode="r"), device=case.device)
@@ -60,7 +71,7 @@ def our_fit(case: Case, results: Path | None) -> Figures:
 
 
 def public_fit(case: Case, official: str, results: Path) -> Figures:
-    """The public code's fit, of the same weights held in memory."""
+    """Measure the public code's fit of the same weights, which it holds in memory."""
     public = public_code.load(official)
     weights = public_code.transposed(case.path)
     sample = case.sample().tolist()
@@ -72,22 +83,32 @@ def public_fit(case: Case, official: str, results: Path) -> Figures:
 
 
 def agreement(case: Case, ours: Path, public: Path, end: int) -> list[str]:
-    """How far two results agree, in words; the modes are those of the snapshots before `end`."""
+    """Describe how far two results agree.
+
+    Args:
+        case: what both have fitted.
+        ours: the path of our results.
+        public: the path of the public code's.
+        end: how many snapshots the modes were fitted to.
+
+    Returns:
+        The lines of the description.
+    """
     cmd = CMDModel.load(ours)
     theirs = np.load(public)
     a, b, mode = cmd.a.numpy(), cmd.b.numpy(), cmd.mode.numpy()
     ours_at = {reference: number for number, reference in enumerate(cmd.reference.tolist())}
     if set(ours_at) != set(theirs["reference"].tolist()):
-        return ["different references: nothing else is comparable"]
-    # modes of equal size are numbered in no particular order by the public code
+        return ["the references differ, so nothing else can be compared"]
+    # the public code numbers modes of equal size in no particular order
     renumbered = np.array([ours_at[reference] for reference in theirs["reference"].tolist()])
     their_mode = renumbered[theirs["mode"]]
     same = mode == their_mode
     differ = np.flatnonzero(~same)
     lines = [
-        f"same {cmd.modes} references; same mode for {100 * same.mean():.5f} % of the weights, "
-        f"another for {len(differ):,}",
-        "largest difference where the mode is the same: "
+        f"the same {cmd.modes} references; the same mode for {100 * same.mean():.5f} % of the "
+        f"weights, another for {len(differ):,}",
+        "the largest difference where the mode is the same: "
         f"a {np.abs(a - theirs['a'])[same].max():.2g} (of up to {np.abs(a).max():.3g}), "
         f"b {np.abs(b - theirs['b'])[same].max():.2g} (of up to {np.abs(b).max():.3g})",
     ]
@@ -106,7 +127,7 @@ def agreement(case: Case, ours: Path, public: Path, end: int) -> list[str]:
 
 
 def unit(columns: np.ndarray) -> np.ndarray:
-    """The deviations over time of [T, n], each column of length 1 (0 if it never moves)."""
+    """Scale the deviations over time of [T, n] to columns of length 1 (0 if one never moves)."""
     moved = columns.astype(np.float64)
     moved -= moved.mean(0)
     length = np.linalg.norm(moved, axis=0)

@@ -1,4 +1,4 @@
-"""The measured online updates, each a function to be run in a process of its own."""
+"""Measure online updates; each function is to be run in a process of its own."""
 
 import statistics
 import time
@@ -17,23 +17,28 @@ from utils.cmd.online import OnlineCMD
 from utils.cmd.vector import write_vector
 from utils.storage.trajectory import Trajectory
 
-FOLLOWED = 20_000  # weights whose whole history is kept, to check the state against
-PUBLIC_UPDATES = 2
+FOLLOWED = 20_000  # weights whose whole history is kept, to check their a and b
+PUBLIC_UPDATES = 2  # so few because each takes so long
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Seconds of one update (the median), and the peak of anonymous memory in bytes."""
+    """The cost of an update.
+
+    Attributes:
+        seconds: the median of all updates.
+        peak: of anonymous memory, in bytes.
+    """
 
     seconds: float
     peak: int
 
 
 def vector_copies(case: Case) -> Figures:
-    """The floor: one copy of each vector that an update must touch.
+    """Measure the floor of an update's cost: one copy of each vector that it must touch.
 
-    They are θ of the followed module and of the modelled one, float32, the means and covariances,
-    float64, and the modes, int8.
+    These are θ of the followed module and of the modelled one (float32), the means and the
+    covariances (float64), and the modes (int8).
     """
     types = (torch.float32, torch.float64, torch.float64, torch.int8)
     where = {"device": case.device}
@@ -52,10 +57,14 @@ def vector_copies(case: Case) -> Figures:
 def our_updates(
     case: Case, warmup: int, results: Path | None, memory: float | None = None
 ) -> Figures:
-    """`OnlineCMD.update_parameters` for each snapshot after the warm-up.
+    """Measure `OnlineCMD.update_parameters` on each snapshot after the warm-up.
 
-    results: where the result is saved after as many updates as the public code is given. memory:
-    of adaptive CMD.
+    Args:
+        case: what is followed.
+        warmup: the last epoch of the warm-up.
+        results: the path where CMD's parameters are saved, after as many updates as the public
+            code is given; None for nowhere.
+        memory: adaptive CMD's, in updates; None for online CMD.
     """
     module = module_of(case.n_weights).to(case.device)
     history = Trajectory(case.path, case.n_weights)
@@ -75,7 +84,7 @@ def our_updates(
 
 
 def public_updates(case: Case, warmup: int, official: str, results: Path) -> Figures:
-    """The public code's update: its data frame, its a and b, and the reconstruction.
+    """Measure the public code's update: its data frame, its a and b, and the reconstruction.
 
     Its writing of the result into the network, by a copy of the state dictionary, is left out.
     """
@@ -103,7 +112,7 @@ def public_updates(case: Case, warmup: int, official: str, results: Path) -> Fig
 
 
 def drift(case: Case, warmup: int, updates: int) -> str:
-    """How far a and b are from the full fit after many updates, on some of the weights."""
+    """Describe how far a and b are from the full fit after many updates, on some of the weights."""
     walk = Walk(case.n_weights, case.seed)
     module = module_of(case.n_weights).to(case.device)
     online = OnlineCMD(module, case.modes, case.samples, warmup, case.seed)
@@ -135,5 +144,5 @@ def drift(case: Case, warmup: int, updates: int) -> str:
 
 
 def unit_free(columns: Tensor) -> Tensor:
-    """The deviations of [T, n] from their means over time."""
+    """Return the deviations of [T, n] from their means over time."""
     return columns - columns.mean(0)

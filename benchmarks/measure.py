@@ -1,4 +1,4 @@
-"""Each measurement in a process of its own, with its time and its peak of anonymous memory."""
+"""Measure the time and the peak of anonymous memory of calls, in processes of their own."""
 
 import multiprocessing
 import platform
@@ -22,9 +22,10 @@ STATUS = Path("/proc/self/status")
 
 
 def alone(function: Callable, *arguments: Any) -> Any:
-    """The result of `function` in a fresh process.
+    """Return the result of `function` in a fresh process.
 
-    Raises UserError if the process was killed, which is what happens when memory runs out.
+    Raises:
+        UserError: the process was killed, which is what happens when memory runs out.
     """
     print(f"… {function.__name__.strip('_').replace('_', ' ')}", file=sys.stderr, flush=True)
     context = multiprocessing.get_context("spawn")
@@ -36,7 +37,7 @@ def alone(function: Callable, *arguments: Any) -> Any:
 
 
 def anonymous_memory() -> int:
-    """Bytes of memory of this process that no file stands behind (Linux; elsewhere 0)."""
+    """Count the bytes of this process's memory that no file backs (on Linux; elsewhere 0)."""
     if not STATUS.exists():
         return 0
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith("RssAnon"))
@@ -44,17 +45,18 @@ def anonymous_memory() -> int:
 
 
 def clock(device: torch.device) -> float:
-    """The time once the device has done what it was given."""
+    """Return the time in seconds, once the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 class Measured:
-    """Times a block and watches its memory.
+    """The time and memory of a block.
 
-    seconds: how long the block took. peak: the most anonymous memory it held beyond what was held
-    before it, in bytes.
+    Attributes:
+        seconds: how long the block took.
+        peak: the most anonymous memory that it held beyond what was held before it, in bytes.
     """
 
     def __enter__(self) -> "Measured":
@@ -83,10 +85,10 @@ class Measured:
 
 
 def repeated(function: Callable[[], Any], times: int) -> tuple[float, int, Any]:
-    """Median seconds and highest peak over `times` calls, and the last call's result."""
+    """Return the median seconds and highest peak of `times` calls, and the last call's result."""
     runs = []
     for _ in range(times):
-        result = None  # the call before has given its memory back
+        result = None  # frees what the call before has returned
         with Measured() as measured:
             result = function()
         runs.append(measured)
@@ -94,9 +96,10 @@ def repeated(function: Callable[[], Any], times: int) -> tuple[float, int, Any]:
 
 
 def environment(name: str) -> str:
-    """The hardware and versions in one line, for the record.
+    """Describe the hardware and the versions in one line, for the record.
 
-    Raises UserError if there is no such device.
+    Raises:
+        UserError: there is no such device.
     """
     processor = processor_name(choose_device(name))
     return (

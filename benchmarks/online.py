@@ -1,13 +1,13 @@
-"""Update online CMD: time and memory of one update, and how near copying its vectors that comes.
+"""Measure the time and memory of an update of online CMD, beside a copy of its vectors.
 
     python benchmarks/online.py -N 11170000
     python benchmarks/online.py -N 11170000 --memory 10           # adaptive CMD beside it
     python benchmarks/online.py -N 11170000 --official PATH       # a clone of the paper's code
-    python benchmarks/online.py -N 11170000 --drift 1000          # then compared with the full fit
+    python benchmarks/online.py -N 11170000 --drift 1000          # and compare it with the full fit
 
 Every row of the table is measured in a process of its own. The first F + 1 snapshots are the
-warm-up, each later one is an update. Memory is anonymous memory beyond what the process held
-before.
+warm-up, and each later one is an update. Memory is the anonymous memory beyond what the process
+held before.
 """
 
 import sys
@@ -28,7 +28,14 @@ from utils.system.tables import format_table
 
 
 def measure(case: Case, warmup: int, official: str | None, memory: float | None = None) -> str:
-    """The table of one case. memory: of adaptive CMD, measured beside where it is given."""
+    """Measure one case, and return its table, with notes below.
+
+    Args:
+        case: what is followed.
+        warmup: the last epoch of the warm-up.
+        official: the path of a clone of the paper's public code, None to leave it out.
+        memory: adaptive CMD's, in updates; None to leave it out.
+    """
     ours_at, public_at = case.results()
     floor = alone(vector_copies, case)
     rows = [("copies of the vectors", floor), ("CMD", alone(our_updates, case, warmup, ours_at))]
@@ -37,7 +44,7 @@ def measure(case: Case, warmup: int, official: str | None, memory: float | None 
         adaptive = alone(our_updates, case, warmup, None, memory)
         rows.append((f"CMD, H = {memory:g}", adaptive))
         ratio = adaptive.seconds / rows[1][1].seconds
-        notes.append(f"an update with a memory takes {ratio:.2f} of the time of one without")
+        notes.append(f"an update with a memory takes {ratio:.2f} times as long as one without")
     header = ["", "ms an update", "GB/s", "× copies", "peak MB"]
     if official is not None:
         rows.append(("public code", alone(public_updates, case, warmup, official, public_at)))
@@ -62,7 +69,7 @@ def measure(case: Case, warmup: int, official: str | None, memory: float | None 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command, and return its exit code."""
     parser = Parser(prog="benchmarks/online.py", description=__doc__)
     case_flags(parser, epochs=41)
     parser.add_argument(
@@ -70,10 +77,16 @@ def main(argv: list[str] | None = None) -> int:
         "%(default)s)"
     )  # fmt: skip
     parser.add_argument(
-        "--memory", type=memory, metavar="H", help="also measure adaptive CMD, of H updates"
+        "--memory",
+        type=memory,
+        metavar="H",
+        help="also measure adaptive CMD, with a memory of H updates",
     )
     parser.add_argument(
-        "--drift", type=at_least(1), metavar="UPDATES", help="also check so many updates"
+        "--drift",
+        type=at_least(1),
+        metavar="UPDATES",
+        help="also compare the result of so many updates with the full fit",
     )
     args = parser.parse_args(argv)
     try:

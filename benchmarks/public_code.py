@@ -1,4 +1,4 @@
-"""The paper's public functions, from a clone of its repository (`--official PATH`)."""
+"""Load the paper's public functions from a clone of its repository (`--official PATH`)."""
 
 import contextlib
 import importlib
@@ -19,9 +19,10 @@ from utils.system.errors import UserError
 
 
 def load(path: str) -> ModuleType:
-    """The clone's module of CMD functions.
+    """Load the clone's module of CMD functions.
 
-    Raises UserError if it is not there or cannot work here.
+    Raises:
+        UserError: it is not there, or cannot work here.
     """
     file = Path(path) / "utils" / "cmd_utils.py"
     if not file.is_file():
@@ -31,7 +32,7 @@ def load(path: str) -> ModuleType:
     except ImportError as error:
         raise UserError(f"--official {path} needs pandas: pip install 'pandas<3'") from error
     if int(pandas.__version__.split(".")[0]) >= 3:
-        # it writes its a and b through chained indexing, which pandas 3 turned into a no-op
+        # the clone writes a and b through chained indexing, which pandas 3 turned into a no-op
         raise UserError(f"--official {path}: pandas {pandas.__version__} is too new for it: "
                         "pip install 'pandas<3'")  # fmt: skip
     spec = importlib.util.spec_from_file_location("public_cmd_utils", file)
@@ -41,9 +42,10 @@ def load(path: str) -> ModuleType:
 
 
 def training_file(path: str) -> Path:
-    """The clone's module of training.
+    """Return the path of the clone's module of training.
 
-    Raises UserError if it is not there.
+    Raises:
+        UserError: it is not there.
     """
     file = Path(path) / "utils" / "base_utils.py"
     if not file.is_file():
@@ -52,9 +54,10 @@ def training_file(path: str) -> Path:
 
 
 def load_training(path: str, dataset: Dataset) -> ModuleType:
-    """The clone's module of models, loaders, training and testing, its CIFAR-10 being `dataset`.
+    """Load the clone's module of models, loaders, training and testing.
 
-    Its packages have the names of ours, so this is for a process that does nothing else after.
+    `dataset` takes the place of its CIFAR-10. Its packages replace ours of the same names, so the
+    process can do nothing else afterwards.
     """
     file = training_file(path)
     for name in [name for name in sys.modules if name.split(".")[0] in ("models", "utils")]:
@@ -65,7 +68,7 @@ def load_training(path: str, dataset: Dataset) -> ModuleType:
     images = {True: dataset.train, False: dataset.test}
 
     class Images(torch.utils.data.Dataset):
-        """Each image decoded and transformed by itself, as torchvision's CIFAR10 does."""
+        """Images decoded and transformed one by one, as in torchvision's CIFAR10."""
 
         def __init__(self, root, train, download, transform):
             split, self.transform = images[train], transform
@@ -78,12 +81,12 @@ def load_training(path: str, dataset: Dataset) -> ModuleType:
             return self.transform(Image.fromarray(self.data[index])), self.targets[index]
 
     module.torchvision.datasets.CIFAR10 = Images
-    multiprocessing.set_start_method("fork", force=True)  # its loaders' workers, as in its script
+    multiprocessing.set_start_method("fork", force=True)  # for loaders' workers, as in its script
     return module
 
 
 def transposed(path: Path, end: int | None = None) -> np.ndarray:
-    """The trajectory as the public code holds it in memory: float32 [N, T]."""
+    """Read the trajectory as the public code holds it in memory: float32 [N, T]."""
     stored = np.load(path, mmap_mode="r")[:end]
     weights = np.empty(stored.shape[::-1], dtype=np.float32)
     for start in range(0, len(weights), 1 << 18):
@@ -93,7 +96,7 @@ def transposed(path: Path, end: int | None = None) -> np.ndarray:
 
 @contextlib.contextmanager
 def quietly():
-    """Keep what the functions print and warn of off the terminal."""
+    """Keep off the terminal what the functions print and warn of."""
     with (
         warnings.catch_warnings(),
         np.errstate(all="ignore"),

@@ -1,12 +1,13 @@
-"""How much online and adaptive CMD depend on the sample: finished runs, followed anew.
+"""Measure how much online and adaptive CMD depend on the sample, by following finished runs.
 
     python benchmarks/samples.py --results_dir results --model lenet --draws 10
     python benchmarks/samples.py --model lenet --seeds 0 1 2 --memory 5 10 20 40 --lawa 10 40
 
-Each draw samples K weights with a seed of its own, 0 being that of a run with seed 0; all memories
-follow the run side by side, on one fit of the warm-up a draw. A figure is test accuracy as a mean
-over the last ten epochs, then over the draws ± their standard deviation; beside them stand the
-methods that the runs have finished, and means of the latest K epochs (LAWA).
+Each draw samples the weights with a seed of its own, from 0 on; a run with seed 0 has the sample of
+the first draw. All memories follow the run side by side, and a draw fits the warm-up once for all
+of them. A figure is the test accuracy as a mean over the last ten epochs, then over the draws, ±
+their standard deviation. The table also has the methods that the runs have finished and, with
+--lawa, means of the latest K epochs' weights.
 """
 
 import sys
@@ -39,13 +40,20 @@ from utils.training.compute import CPU
 from utils.training.epochs import evaluate
 from utils.training.folder import seed_folder
 
-WITH_SAMPLES = ("cmd_online", "cmd_adaptive")  # methods that are followed anew
+WITH_SAMPLES = ("cmd_online", "cmd_adaptive")  # methods that depend on the sample, and are run here
 
 
 def by_sample(
     run: StoredRun, dataset: Dataset, seed: int, memories: Sequence[float | None]
 ) -> list[float]:
-    """The accuracy, a fraction, of online CMD with each memory, its sample drawn by a seed."""
+    """Return the accuracy, a fraction, of online CMD with each memory.
+
+    Args:
+        run: the finished run that is followed.
+        dataset: the run's.
+        seed: draws the sample.
+        memories: adaptive CMD's, in epochs; None for online CMD.
+    """
     settings = run.settings
     shared = (settings.modes, settings.samples, settings.warmup_cmd, seed, settings.start)
     first = OnlineCMD(run.model, *shared, run.trajectory, memory=memories[0])
@@ -64,12 +72,16 @@ def by_sample(
 
 
 def of_latest(run: StoredRun, dataset: Dataset, count: int) -> float:
-    """The accuracy, a fraction, of the mean of the latest epochs' weights.
+    """Return the accuracy, a fraction, of the mean of the latest epochs' weights.
 
-    Raises UserError if the model has statistics that would have to be counted anew.
+    Raises:
+        UserError: the model has statistics, which would have to be counted for the mean of weights.
     """
     if has_statistics(run.model):
-        raise UserError(f"--lawa {count}: train_cmd.py --lawa {count} counts the statistics anew")
+        raise UserError(
+            f"--lawa {count}: only train_cmd.py --lawa {count} counts the model's statistics for "
+            "averaged weights"
+        )
     found = []
     for epoch in range(max(0, run.settings.epochs - LAST), run.settings.epochs):
         latest = [
@@ -81,7 +93,7 @@ def of_latest(run: StoredRun, dataset: Dataset, count: int) -> float:
 
 
 def accuracy(run: StoredRun, dataset: Dataset, module: nn.Module) -> float:
-    """Test accuracy, a fraction, as the run tests it."""
+    """Return the test accuracy of a module, a fraction, tested as the run's models were."""
     transform = get_model(run.settings.model).transform
     batch = run.tested_at_once(CPU)
     return evaluate(module, dataset.test, transform, batch, run.compute(CPU))[1]
@@ -91,7 +103,15 @@ def of_run(
     folder: Path, data_dir: str | None, memories: Sequence[float | None], draws: int,
     latest: Sequence[int],
 ) -> dict[str, list[float]]:  # fmt: skip
-    """Each method's accuracy on a run, in percent: one for each draw, or one alone."""
+    """Return each method's accuracies on a run, in percent, by the method's label.
+
+    Args:
+        folder: the run's.
+        data_dir: the folder of the images, None for the one that the run used.
+        memories: adaptive CMD's, in epochs; None for online CMD.
+        draws: how many samples are drawn; methods without a sample have one accuracy.
+        latest: for each mean of weights, the number of epochs that it is over.
+    """
     run = StoredRun(folder)
     dataset = run.dataset(data_dir)
     found = {
@@ -110,7 +130,7 @@ def of_run(
 
 
 def cell(accuracies: Sequence[float], of_sgd: float | None) -> str:
-    """Mean ± standard deviation, and the difference to SGD."""
+    """Format the mean ± the standard deviation, and the mean's difference to SGD."""
     words = f"{fmean(accuracies):.2f}"
     if len(accuracies) > 1:
         words += f" ± {stdev(accuracies):.2f}"
@@ -118,22 +138,28 @@ def cell(accuracies: Sequence[float], of_sgd: float | None) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command, and return its exit code."""
     parser = Parser(prog="benchmarks/samples.py", description=__doc__)
-    parser.add_argument("--model", choices=MODELS, default="lenet", help="(default: %(default)s)")
-    parser.add_argument("--results_dir", default="results", help="(default: %(default)s)")
+    parser.add_argument(
+        "--model", choices=MODELS, default="lenet", help="the runs' model (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--results_dir", default="results", help="where the runs are (default: %(default)s)"
+    )
     add_seeds_flag(parser)
     parser.add_argument(
         "--data_dir", metavar="DIR", help="where the images are (default: where the run had them)"
     )
-    parser.add_argument("--draws", type=at_least(1), default=10, help="(default: %(default)s)")
+    parser.add_argument(
+        "--draws", type=at_least(1), default=10, help="number of samples (default: %(default)s)"
+    )
     parser.add_argument(
         "--memory", type=memory, nargs="*", default=[], metavar="H",
-        help="of adaptive CMD, in epochs, beside online CMD without one",
+        help="memories of adaptive CMD, in epochs, to measure beside online CMD",
     )  # fmt: skip
     parser.add_argument(
         "--lawa", type=at_least(2), nargs="*", default=[], metavar="K",
-        help="also the mean of the latest K epochs",
+        help="also test the mean of the latest K epochs' weights",
     )  # fmt: skip
     args = parser.parse_args(argv)
     folders = {"": Path(args.results_dir) / args.model}
@@ -160,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{', '.join(map(str, folders.values()))}: {args.draws} draws, {environment('cpu')}\n")
     print(format_table(header, rows))
     if args.draws > 1:
-        print("\n± standard deviation over draws of the sample; in brackets: minus SGD")
+        print("\n±: standard deviation over draws of the sample; in brackets: difference to SGD")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""How the cost of a fit grows with N and with T."""
+"""Measure and plot how the cost of a fit grows with N and with T."""
 
 import argparse
 from pathlib import Path
@@ -14,9 +14,10 @@ STEPS = 5
 
 
 def sweep(args: argparse.Namespace) -> dict[str, list]:
-    """Fits at a growing N, at two fifths of the largest T, and the other way about.
+    """Measure fits at a growing N, at two fifths of the largest T, and the other way about.
 
-    Returns (N, T, figures) of each, under "N" and "T".
+    Returns:
+        (N, T, figures) of each fit, under "N" and "T".
     """
     n_weights, n_epochs = (
         [round(largest * step / STEPS) for step in range(1, STEPS + 1)]
@@ -42,7 +43,7 @@ def sweep(args: argparse.Namespace) -> dict[str, list]:
 
 
 def plot_sweep(measured: dict[str, list], path: Path, caption: str) -> None:
-    """Seconds and memory over N and over T, four panels."""
+    """Plot the seconds and the memory over N and over T, in four panels."""
     over_n, over_t = measured["N"], measured["T"]
     figure, axes = plt.subplots(2, 2, figsize=(8, 5.2), sharey="row", layout="constrained")
     panels = (
@@ -51,7 +52,7 @@ def plot_sweep(measured: dict[str, list], path: Path, caption: str) -> None:
     )
     for column, (points, x, label, title) in enumerate(panels):
         seconds = [figures.seconds - figures.clustering for _, _, figures in points]
-        # the results, a, b (float32) and mode (int8), grow with N and are part of no method's cost
+        # the results, a, b (float32) and mode (int8), grow with N, however the fit works
         chunks = [(figures.peak - 9 * n) / 1e6 for n, _, figures in points]
         results = [9 * n / 1e6 for n, _, _ in points]
         line = np.polyval(np.polyfit(x, seconds, 1), x)

@@ -1,12 +1,12 @@
-"""The principal directions of a trajectory on disk, beside scikit-learn's exact PCA.
+"""Measure the search for a trajectory's principal directions, beside scikit-learn's exact PCA.
 
     python benchmarks/subspace.py -N 2000000 -T 81 -d 40
 
-Each starts from the same file, which was read once before, in a process of its own. Memory is
-anonymous memory beyond what the process held before: the d directions are in it, the mapped file
-is not. scikit-learn works in the precision of what it is given: float32, as the file has it, is
-the faster and smaller, float64 the exact one, which the angles are to (the largest between the two
-subspaces, by scipy.linalg.subspace_angles).
+Each search runs in a process of its own, on the same file, which is read once beforehand. Memory is
+the anonymous memory beyond what the process held before: it includes the d directions, but not the
+mapped file. scikit-learn works in the precision of what it is given: float32, as in the file, takes
+less time and memory, and float64 is exact. An angle is the largest between a search's subspace and
+that of PCA in float64 (scipy.linalg.subspace_angles).
 """
 
 import sys
@@ -32,14 +32,19 @@ from utils.system.tables import format_table
 
 @dataclass(frozen=True)
 class Figures:
-    """Seconds (the median of the repeats) and the peak of anonymous memory in bytes."""
+    """The cost of a search.
+
+    Attributes:
+        seconds: the median of the repeats.
+        peak: of anonymous memory, in bytes.
+    """
 
     seconds: float
     peak: int
 
 
 def our_directions(case: Case, n_directions: int, results: Path) -> Figures:
-    """`principal_directions` from the memory-mapped file."""
+    """Measure `principal_directions` on the memory-mapped file."""
 
     def find() -> np.ndarray:
         snapshots = Snapshots(np.load(case.path, mmap_mode="r"), device=case.device)
@@ -51,7 +56,7 @@ def our_directions(case: Case, n_directions: int, results: Path) -> Figures:
 
 
 def exact_pca(case: Case, n_directions: int, results: Path, dtype: str) -> Figures:
-    """scikit-learn's PCA by a full singular value decomposition, of the same file."""
+    """Measure scikit-learn's PCA of the same file, by a full singular value decomposition."""
 
     def find() -> np.ndarray:
         snapshots = np.load(case.path, mmap_mode="r").astype(dtype, copy=False)
@@ -63,7 +68,7 @@ def exact_pca(case: Case, n_directions: int, results: Path, dtype: str) -> Figur
 
 
 def measure(case: Case, n_directions: int) -> str:
-    """The table of one case."""
+    """Measure one case, and return its table."""
     labels = ("principal_directions", "exact PCA, float32", "exact PCA, float64")
     files = [case.path.with_suffix(f".{number}.npy") for number in range(len(labels))]
     try:
@@ -94,17 +99,23 @@ def measure(case: Case, n_directions: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command, and return its exit code."""
     parser = Parser(prog="benchmarks/subspace.py", description=__doc__)
     case_flags(parser, epochs=81, clusters=False)
     parser.add_argument(
-        "-d", "--directions", type=at_least(1), default=40, help="(default: %(default)s)"
+        "-d",
+        "--directions",
+        type=at_least(1),
+        default=40,
+        help="number of directions (default: %(default)s)",
     )
     args = parser.parse_args(argv)
     try:
         record = environment(args.device)
         if args.directions >= args.epochs:
-            raise UserError(f"-d {args.directions}: -T {args.epochs} snapshots span fewer")
+            raise UserError(
+                f"-d {args.directions}: -T {args.epochs} snapshots span fewer directions"
+            )
         case = case_of(args, args.weights, args.epochs)
         with trajectory_file(case, args.keep):
             words = measure(case, args.directions)

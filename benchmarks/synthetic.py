@@ -1,4 +1,4 @@
-"""Trajectories to measure on: weights that follow a few random walks, with noise of their own."""
+"""Generate trajectories whose weights follow a few random walks, with noise of their own."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from utils.storage.trajectory import Trajectory
 
 LATENT = 6  # random walks that the weights follow
-PART = 1 << 20
+PART = 1 << 20  # weights computed at once
 
 
 class Walk:
-    """θ(0), θ(1), …: float32 [N] each, the same for the same seed."""
+    """A random walk of the weights, θ(0), θ(1), …, which is the same for the same seed."""
 
     def __init__(self, n_weights: int, seed: int) -> None:
         self._random = torch.Generator().manual_seed(seed)
@@ -22,7 +22,7 @@ class Walk:
         self._walks = torch.zeros(LATENT)
 
     def step(self) -> Tensor:
-        """The next epoch's weights."""
+        """Return the next epoch's weights, float32 [N]."""
         self._walks += 0.01 * torch.randn(LATENT, generator=self._random)
         theta = torch.empty_like(self._noise)
         for part in torch.arange(len(theta)).split(PART):
@@ -34,7 +34,7 @@ class Walk:
 
 
 def write_trajectory(path: Path, n_weights: int, n_epochs: int, seed: int) -> None:
-    """Write T snapshots of N weights to `path`, a `.npy`; a whole one that is there is left."""
+    """Write T snapshots of N weights to `path`, a `.npy` file, unless it holds T already."""
     store = Trajectory(path, n_weights)
     if len(store) == n_epochs:
         return
@@ -45,7 +45,7 @@ def write_trajectory(path: Path, n_weights: int, n_epochs: int, seed: int) -> No
 
 
 def module_of(n_weights: int, n_layers: int = 62) -> nn.Module:
-    """A module of N weights in as many layers as ResNet18 has, of very different sizes."""
+    """Make a module of N weights in as many layers as ResNet18 has, of very different sizes."""
     sizes = torch.logspace(0, 3, min(n_layers, n_weights), dtype=torch.float64)
     ends = (sizes.cumsum(0) / sizes.sum() * n_weights).long().tolist()
     ends[-1] = n_weights

@@ -1,14 +1,15 @@
-"""Train and test for an epoch: seconds and images a second, alone and with every method on it.
+"""Measure epochs of training and tests: seconds and images a second, with and without methods.
 
     python benchmarks/train.py --models lenet --dataset folder --data_dir data/cifar10
     python benchmarks/train.py --models lenet --official PATH     # a clone of the paper's code
     python benchmarks/train.py --models res18 vit --limit 512     # fewer images, for a slow device
     python benchmarks/train.py --models lenet --precisions fp32 bf16 --compile True
 
-Medians over some epochs, after a few that are not counted. "SGD, … tested" is an epoch with all
-methods of --methods on it. The share is of the rate that the device reaches in a product of large
-matrices in the same precision. The public code's own training and testing loops, with its loaders,
-run on the same images, in a process of their own.
+The figures are medians over some epochs, after a few that are not counted. In "training, SGD, …
+tested", all --methods follow the training and are tested. "of matrix rate" is the training's share
+of the rate that the device reaches in a product of large matrices in the same precision. The public
+code's own training and testing loops, with its loaders, run on the same images, in a process of
+their own.
 """
 
 import sys
@@ -34,7 +35,7 @@ ALONGSIDE = [m for m in METHODS if m.name in ("sgd", "cmd_online", "ema", "swa")
 
 
 def measure(case: Training, methods: tuple[str, ...], official: str | None) -> str:
-    """The table of one model in one precision."""
+    """Measure one model in one precision, and return its table, with notes below."""
     ours = alone(our_epochs, case, methods)
     labels = [method.label for method in METHODS if method.name in methods]
     rows = [
@@ -50,34 +51,34 @@ def measure(case: Training, methods: tuple[str, ...], official: str | None) -> s
         rows.append(row("public code: one test", test, ours.n_test))
         share = (ours.training + ours.test) / (training + test)
         notes.append(
-            f"training and one test take {100 * share:.1f} % of the public code's time: "
+            f"training and one test take {100 * share:.1f} % of the public code's time: they are "
             f"{1 / share:.2f} times as fast"
         )
     return "\n".join([format_table(HEADER, rows), *notes])
 
 
 def row(label: str, seconds: float, n_images: int, share: str = "") -> list[str]:
-    """A row of the table."""
+    """Format a row of the table."""
     return [label, f"{seconds:.2f}", f"{n_images / seconds:,.0f}", share]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command, and return its exit code."""
     parser = Parser(prog="benchmarks/train.py", description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["lenet"], metavar="MODEL",
-                        help="(default: lenet)")  # fmt: skip
+                        help="models to measure (default: lenet)")  # fmt: skip
     flags.add_data_flags(parser)
     flags.add_device_flag(parser)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=[None],
-                        help="(default: the device's)")  # fmt: skip
+                        help="precisions to measure (default: the device's)")  # fmt: skip
     parser.add_argument("--compile", type=truth, default=False, metavar="BOOL",
                         help="compile the models (default: %(default)s)")  # fmt: skip
     parser.add_argument("--methods", nargs="*", choices=[method.name for method in ALONGSIDE],
                         default=[method.name for method in ALONGSIDE], metavar="METHOD",
-                        help="tested after each epoch (default: %(default)s)")  # fmt: skip
+                        help="methods tested after each epoch (default: %(default)s)")  # fmt: skip
     parser.add_argument("--official", metavar="PATH", help="a clone of the paper's public code")
     parser.add_argument("--epochs", type=at_least(1), default=3,
-                        help="that are measured (default: %(default)s)")  # fmt: skip
+                        help="number of measured epochs (default: %(default)s)")  # fmt: skip
     args = parser.parse_args(argv)
     try:
         print(environment(args.device), flush=True)

@@ -1,4 +1,4 @@
-"""The measured epochs, each function to be run in a process of its own."""
+"""Measure epochs; each function is to be run in a process of its own."""
 
 import contextlib
 import copy
@@ -25,15 +25,26 @@ from utils.training.compute import Compute
 from utils.training.precision import BF16, Arithmetic, choose_precision
 from utils.training.run import Run
 
-WARMUP = 1  # of the runs measured here, so that few epochs show every cost
+WARMUP = 1  # last epoch of CMD's warm-up, so early that few epochs show every cost
 FIRST = WARMUP + 2  # the first epoch whose time counts
-MATRIX = {"cpu": 2048, "cuda": 8192}  # sides of the matrices multiplied to know a device's rate
-TIMES = 5
+MATRIX = {"cpu": 2048, "cuda": 8192}  # sides of the matrices that measure a device's rate
+TIMES = 5  # repeats of short measurements
 
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained: a model on some images, where and how."""
+    """A model to train, on which images, where and how.
+
+    Attributes:
+        model: its name.
+        dataset: the data set's name.
+        data_dir: the folder of the images.
+        limit: the most images of a split, None for all.
+        device: the device's name, or auto.
+        precision: one of PRECISIONS, None for the device's.
+        compiled: whether the model is compiled.
+        epochs: how many are measured.
+    """
 
     model: str
     dataset: str
@@ -48,27 +59,39 @@ class Training:
         return get_model(self.model).load_dataset(self.dataset, self.data_dir, self.limit)
 
     def sizes(self) -> tuple[int, int]:
-        """The images trained and tested on."""
+        """Count the images trained and tested on."""
         dataset = self.images()
         return len(dataset.train), len(dataset.test)
 
 
 @dataclass(frozen=True)
 class Epochs:
-    """Median seconds of an epoch's training, of one test, and of an epoch with every method on
-    it; the images trained and tested on in them."""
+    """The cost of an epoch; seconds are medians.
+
+    Attributes:
+        training: seconds of an epoch's training.
+        test: seconds of one test.
+        compared: seconds of an epoch's training that every method follows.
+        n_train: the number of images trained on.
+        n_test: the number of images tested on.
+        methods: seconds of each method after an epoch, with its test, by name.
+        share: the training's share of the device's rate in matrix products.
+    """
 
     training: float
     test: float
     compared: float
     n_train: int
     n_test: int
-    methods: dict[str, float]  # seconds of each after an epoch, its test among them
-    share: float  # of the device's rate in matrix products, in training
+    methods: dict[str, float]
+    share: float
 
 
 def our_epochs(case: Training, names: tuple[str, ...]) -> Epochs:
-    """Two runs of this suite, an epoch of each in turn: without a method, and with those named."""
+    """Measure two runs of this suite, one without methods and one with those named.
+
+    An epoch of each is run in turn.
+    """
     device, dataset = choose_device(case.device), case.images()
     methods = [method for method in METHODS if method.name in names]
     seconds: dict[str, list[float]] = {name: [] for name in ("training", "test", "compared")}
@@ -105,8 +128,11 @@ def our_epochs(case: Training, names: tuple[str, ...]) -> Epochs:
 
 
 def public_epochs(case: Training, official: str) -> tuple[float, float]:
-    """Seconds of an epoch's training and of one test in the public script's own loops, with its
-    loaders and its transforms, on the same images."""
+    """Measure the public script's own loops, with its loaders and transforms, on the same images.
+
+    Returns:
+        The median seconds of an epoch's training, and of one test.
+    """
     device = choose_device(case.device)
     public = public_code.load_training(official, case.images())
     vit = "_vit" if case.model == "vit" else ""
@@ -126,8 +152,12 @@ def public_epochs(case: Training, official: str) -> tuple[float, float]:
 
 
 def public_bookkeeping(case: Training, official: str) -> tuple[float, float, float, float]:
-    """Seconds a snapshot of the public script's copying the state, saving all of them, gathering
-    them in one matrix, and loading a column of it into the network."""
+    """Measure what the public script does with snapshots.
+
+    Returns:
+        The seconds a snapshot of copying the network's state, of saving all copies, of gathering
+        them in one matrix, and of loading a column of it into the network.
+    """
     device = choose_device(case.device)
     public = public_code.load_training(official, case.images())
     with public_code.quietly():
@@ -148,8 +178,10 @@ def public_bookkeeping(case: Training, official: str) -> tuple[float, float, flo
 
 
 def matrix_rate(device: torch.device, precision: str) -> float:
-    """Floating-point operations a second in a product of two large square matrices: the best of
-    a few."""
+    """Measure the floating-point operations a second in a product of two large square matrices.
+
+    The best of a few products counts.
+    """
     side = MATRIX.get(device.type, MATRIX["cpu"])
     dtype = torch.bfloat16 if precision == BF16 else torch.float32
     left = torch.rand(side, side, device=device, dtype=dtype)
@@ -181,7 +213,7 @@ def _after_epoch(comparison: Comparison, method: type[Method]) -> float:
 
 
 def _after_run(comparison: Comparison, methods: list[type[Method]]) -> dict[str, float]:
-    """Seconds an epoch of the methods that are shown the finished run."""
+    """Measure the seconds an epoch of the methods that are shown the finished run."""
     run = comparison.run
     for method in (make(run, comparison.metrics) for make in methods):
         method.prepare()
@@ -191,7 +223,7 @@ def _after_run(comparison: Comparison, methods: list[type[Method]]) -> dict[str,
 
 
 def _work(run: Run) -> float:
-    """Floating-point operations of training, an image."""
+    """Count the floating-point operations of training on one image."""
     model, transform = run.model.train(), run.entry.transform
     few = run.dataset.train.images[:4]
     model.zero_grad()

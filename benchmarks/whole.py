@@ -1,12 +1,13 @@
-"""The default comparison as a whole, SGD, post-hoc and online CMD: every cost, and their sum.
+"""Project what the default comparison costs as a whole: SGD, post-hoc CMD and online CMD.
 
     python benchmarks/whole.py --model lenet --dataset folder --data_dir data/cifar10
     python benchmarks/whole.py --model lenet --official PATH      # a clone of the paper's code
     python benchmarks/whole.py --model res18 --limit 1280 --official PATH
 
-Projected: an epoch's costs from a few epochs, times how often they occur; the fits at their full
-size, on synthetic trajectories of the model's N. With --limit, training and tests are scaled to
-50,000 and 10,000 images. Writing snapshots and checkpoints goes on beside the training.
+An epoch's costs are measured over a few epochs, and multiplied by how often they occur. Fits are
+measured at their full size, on synthetic trajectories of the model's N. With --limit, training and
+tests are scaled to 50,000 and 10,000 images. Snapshots and checkpoints are written while the
+training goes on, and add no row of their own.
 """
 
 import sys
@@ -36,11 +37,18 @@ from utils.training.precision import choose_precision
 
 N_TRAIN, N_TEST = 50_000, 10_000
 METHODS = ("sgd", "cmd_online", "cmd_posthoc")
-Costs = list[tuple[str, float, float]]  # what, seconds each, how often
+Costs = list[tuple[str, float, float]]  # what it is, seconds each, how often
 
 
 def our_costs(case: Training, whole: Case, warm: Case, warmup: int) -> Costs:
-    """What the comparison costs here."""
+    """Measure what the comparison costs with this suite.
+
+    Args:
+        case: the epochs that are measured.
+        whole: the fit to all epochs.
+        warm: the fit to the warm-up.
+        warmup: the last epoch of the warm-up.
+    """
     epochs, n_epochs = alone(our_epochs, case, METHODS), whole.n_epochs
     tests = N_TEST / epochs.n_test
     return [
@@ -58,7 +66,15 @@ def our_costs(case: Training, whole: Case, warm: Case, warmup: int) -> Costs:
 
 
 def public_costs(case: Training, whole: Case, warm: Case, warmup: int, official: str) -> Costs:
-    """What it costs with the public code."""
+    """Measure what the comparison costs with the public code.
+
+    Args:
+        case: the epochs that are measured.
+        whole: the fit to all epochs.
+        warm: the fit to the warm-up.
+        warmup: the last epoch of the warm-up.
+        official: the path of a clone of the public code.
+    """
     (training, test), n_epochs = alone(public_epochs, case, official), whole.n_epochs
     dataset_size = case.sizes()
     training *= N_TRAIN / dataset_size[0]
@@ -88,19 +104,19 @@ def public_costs(case: Training, whole: Case, warm: Case, warmup: int, official:
 
 
 def fitted(case: Case, measure: Callable[[], float]) -> float:
-    """A measurement while the case's trajectory is there."""
+    """Return a measurement that is made while the case's trajectory is there."""
     with trajectory_file(case, keep=False):
         return measure()
 
 
 def case_of_epochs(case: Case, n_epochs: int) -> Case:
-    """The same with another T."""
+    """Make the same case with another T."""
     args = argparse.Namespace(**vars(case), folder=case.path.parent)
     return case_of(args, case.n_weights, n_epochs)
 
 
 def costs_table(costs: Costs) -> str:
-    """The costs, and what they come to."""
+    """Format the costs and their sum as a table."""
     rows = [[label, f"{each:,.3f}", f"{count:,}", f"{each * count:,.0f}"]
             for label, each, count in costs]  # fmt: skip
     rows.append(["in all", "", "", f"{total(costs):,.0f}"])
@@ -108,14 +124,16 @@ def costs_table(costs: Costs) -> str:
 
 
 def total(costs: Costs) -> float:
-    """Seconds in all."""
+    """Sum up the seconds of all costs."""
     return sum(each * count for _, each, count in costs)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command, and return its exit code."""
     parser = Parser(prog="benchmarks/whole.py", description=__doc__)
-    parser.add_argument("--model", choices=MODELS, default="res18", help="(default: %(default)s)")
+    parser.add_argument(
+        "--model", choices=MODELS, default="res18", help="the model (default: %(default)s)"
+    )
     flags.add_data_flags(parser)
     flags.add_device_flag(parser)
     flags.add_setting(parser, "epochs")
@@ -123,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
                         help="last epoch of the warm-up (default: %(default)s)")  # fmt: skip
     parser.add_argument("--official", metavar="PATH", help="a clone of the paper's public code")
     parser.add_argument("--measured", type=at_least(1), default=2, metavar="EPOCHS",
-                        help="measured of each (default: %(default)s)")  # fmt: skip
+                        help="number of measured epochs (default: %(default)s)")  # fmt: skip
     parser.add_argument("--folder", type=Path, default=tempfile.gettempdir(), metavar="DIR",
                         help="where trajectories are written (default: %(default)s)")  # fmt: skip
     args = parser.parse_args(argv)
@@ -152,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.official is not None:
             public = public_costs(case, whole, warm, args.warmup, args.official)
             print(f"\nthe public code\n\n{costs_table(public)}")
-            print(f"\n{total(public) / total(ours):.1f} times as long as this suite")
+            print(f"\nit takes {total(public) / total(ours):.1f} times as long as this suite")
     except UserError as error:
         parser.error(str(error))
     return 0
