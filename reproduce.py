@@ -1,4 +1,4 @@
-"""Run the paper's tables, and print each cell as ours beside the paper's, in Markdown.
+"""Run the paper's tables, and print them in Markdown, our figures beside the paper's.
 
     python reproduce.py table1                            # six models, seeds 0, 1 and 2
     python reproduce.py table1 --models lenet --seeds 0   # a row of it, with one seed
@@ -6,8 +6,9 @@
     python reproduce.py methods --models lenet            # every method of the suite on a model
     python reproduce.py table1 --results_dir runs --stored    # only print what is stored
 
-Every run is one of train_cmd.py, whose command is printed, and what is there already is not run
-again: stopped, the same command goes on. `--epochs` other than a model's own scales all warm-ups.
+Every run is one of train_cmd.py, whose command is printed. What has been run is not run again, so
+the same command goes on where it was stopped. `--epochs` other than a model's own scales all
+warm-ups.
 """
 
 if __name__ == "__main__":  # before anything large is imported
@@ -36,19 +37,19 @@ from utils.training.optimizers import WARMUP_EPOCHS, WITH_WARMUP
 
 SEEDS = [0, 1, 2]
 WARMUP_CMD, WARMUP_PBFGS, PBFGS_NUM, EMBED_WINDOW = 20, 80, 40, 10  # of the paper's runs
-SHORTEST = 6  # epochs that every method of every table can be run in
-GIVEN = ("dataset", "limit", "weights", "precision", "epochs")  # asked of runs only where given
+SHORTEST = 6  # the fewest epochs that every method of every table can be run in
+GIVEN = ("dataset", "limit", "weights", "precision", "epochs")  # asked of stored runs where given
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command, and return its exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
     return run_command(parser.prog, f"--results_dir {args.results_dir}", lambda: reproduce(args))
 
 
 def reproduce(args: argparse.Namespace) -> int:
-    """What is missing of a table, and the table; returns the exit code of the last run."""
+    """Run what a table lacks, print the table, and return the exit code of the last run."""
     table, code = TABLES[args.table], 0
     rows = select_rows(table, args.models)
     if not args.stored:
@@ -62,21 +63,22 @@ def reproduce(args: argparse.Namespace) -> int:
 
 
 def select_rows(table: Table, models: Sequence[str] | None) -> list[TableRow]:
-    """The rows of the models asked for.
+    """Return the rows of the models asked for, None for all.
 
-    Raises UserError if the table has none of a model.
+    Raises:
+        UserError: the table has no row of a model.
     """
     known = list(dict.fromkeys(row.model for row in table.rows))
     for model in models or ():
         if model not in known:
-            raise UserError(f"--models {model}: this table is of {', '.join(known)}")
+            raise UserError(f"--models {model}: the models of this table are {', '.join(known)}")
     return [row for row in table.rows if models is None or row.model in models]
 
 
 def run_missing(args: argparse.Namespace, rows: Sequence[TableRow]) -> int:
-    """Run what is not there yet; returns the exit code of the last run, 0 where none stopped."""
+    """Run what is not there yet, and return the exit code of the last run, 0 where none stopped."""
     commands = [command(args, row) for row in rows]
-    for argv in commands:  # what is wrong is said before anything is run
+    for argv in commands:  # wrong settings are refused before anything is run
         parsed = train_cmd.build_parser().parse_args(argv)
         selected = [method for method in METHODS if getattr(parsed, method.name)]
         train_cmd.make_settings(parsed, selected)
@@ -89,7 +91,7 @@ def run_missing(args: argparse.Namespace, rows: Sequence[TableRow]) -> int:
 
 
 def command(args: argparse.Namespace, row: TableRow) -> list[str]:
-    """The arguments of train_cmd.py that run a row."""
+    """Return the arguments with which train_cmd.py runs a row."""
     argv = ["--model", row.model, *row.flags]
     needed = methods_of(row)
     for method in METHODS:
@@ -113,10 +115,15 @@ def command(args: argparse.Namespace, row: TableRow) -> list[str]:
 
 
 def of_shorter_runs(epochs: int, whole: int, scheduler: str = "none") -> list[str]:
-    """Flags for a run of `epochs` in place of `whole`, its warm-ups as long in proportion, that of
-    the learning rate's schedule with them.
+    """Return the flags for a run of another length, its warm-ups scaled in proportion.
 
-    Raises UserError if there are too few for warm-ups.
+    Args:
+        epochs: the run's.
+        whole: the model's own, which the warm-ups of the paper belong to.
+        scheduler: the learning rate's, whose own warm-up, if it has one, is scaled too.
+
+    Raises:
+        UserError: the epochs are too few for warm-ups.
     """
     if epochs < SHORTEST:
         raise UserError(f"--epochs {epochs}: choose {SHORTEST} or more, or leave it out")
@@ -136,20 +143,21 @@ def of_shorter_runs(epochs: int, whole: int, scheduler: str = "none") -> list[st
 
 
 def results_dir(args: argparse.Namespace, row: TableRow) -> Path:
-    """The --results_dir of a row's runs; rows of one experiment share it."""
+    """Return the --results_dir of a row's runs, which rows of one experiment share."""
     return Path(args.results_dir) / row.experiment
 
 
 def run_folder(args: argparse.Namespace, row: TableRow, seed: int) -> Path:
-    """Where a row's run with a seed lies."""
+    """Return the folder of a row's run with a seed."""
     return seed_folder(results_dir(args, row), row.model, seed)
 
 
 def records(args: argparse.Namespace, row: TableRow) -> dict[int, StoredRun]:
-    """The stored runs of a row, by seed.
+    """Open the stored runs of a row, by seed.
 
-    Raises UserError if one of them is not a run of that row or of what was asked for, or they
-    are not alike.
+    Raises:
+        UserError: one of them is not a run of that row or of what was asked for, or they are not
+            alike.
     """
     folders = {seed: run_folder(args, row, seed) for seed in args.seeds}
     found = {seed: StoredRun(folder) for seed, folder in folders.items() if folder.exists()}
@@ -173,12 +181,12 @@ def records(args: argparse.Namespace, row: TableRow) -> dict[int, StoredRun]:
 
 
 def report(args: argparse.Namespace, table: Table, rows: Sequence[TableRow]) -> str:
-    """The table in Markdown, with what was run for it."""
+    """Return the table in Markdown, with what was run for it."""
     found = {row: records(args, row) for row in rows}
     if not any(found.values()):
         raise UserError(
-            f"--results_dir {args.results_dir}: it holds no run of this table; leave --stored "
-            "out to run it"
+            f"--results_dir {args.results_dir}: it holds no run of this table; leave out "
+            "--stored to run it"
         )
     return markdown(table, found, args.seeds)
 
@@ -189,19 +197,19 @@ def keep(args: argparse.Namespace, rows: Sequence[TableRow]) -> None:
         for seed, record in records(args, row).items():
             kept = Path(args.keep) / row.experiment
             record.copy_to(seed_folder(kept, row.model, seed))
-    print(f"\nconfiguration, metrics and summary of each run are in {args.keep}")
+    print(f"\nthe configuration, metrics and summary of each run are in {args.keep}")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Make the parser of the command line."""
     parser = Parser(
         prog="reproduce.py",
         description=__doc__,
         epilog=flags.model_table(),
     )
-    parser.add_argument("table", choices=TABLES, help="which table")
+    parser.add_argument("table", choices=TABLES, help="the table to run")
     parser.add_argument(
-        "--models", nargs="+", choices=MODELS, metavar="MODEL", help="rows (default: all)"
+        "--models", nargs="+", choices=MODELS, metavar="MODEL", help="rows to run (default: all)"
     )
     flags.add_seeds_flag(parser, SEEDS)
     flags.add_setting(parser, "epochs", "weights", "precision")
@@ -214,9 +222,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the runs are in DIR/EXPERIMENT/MODEL_seeds/seed_SEED (default: %(default)s)",
     )
-    group.add_argument("--stored", action="store_true", help="run nothing, print what is stored")
     group.add_argument(
-        "--keep", metavar="DIR", help="also copy the runs' small files, all but the weights, there"
+        "--stored", action="store_true", help="run nothing, only print what is stored"
+    )
+    group.add_argument(
+        "--keep", metavar="DIR", help="also copy the runs' small files (not the weights) to DIR"
     )
     group.add_argument("--overwrite", action="store_true", help="start every run afresh")
     return parser

@@ -1,17 +1,17 @@
-"""Pictures of a finished run: what the modes are, and what they do.
+"""Draw pictures of a finished run: what its modes are, and what they do.
 
-    python visualize.py all --model lenet              # every one that the run allows, roughly
+    python visualize.py all --model lenet              # all that the run allows, a coarse landscape
     python visualize.py correlation --model lenet      # the sample's correlations, by mode
-    python visualize.py modes --model lenet            # their curves, layers and movement
+    python visualize.py modes --model lenet            # the modes' curves, layers and movement
     python visualize.py dynamics --model lenet         # weights as trained, by CMD and by DMD
     python visualize.py stability --model lenet        # whether the modes last
     python visualize.py accuracy --model lenet --seeds 0 1 2
     python visualize.py landscape --model lenet --axes 0 1 --points 50 --classes dog
-    python visualize.py embedding --model lenet        # of a run with --cmd_embed True
+    python visualize.py embedding --model lenet        # needs a run with --cmd_embed True
 
-The run is one of train_cmd.py, in RESULTS_DIR/MODEL, or with --seeds in RESULTS_DIR/MODEL_seeds,
-where all pictures but `accuracy` are of the first seed. Each is written as PNG and PDF, and one
-that the run does not allow is left out with the reason.
+The run is one of train_cmd.py, in RESULTS_DIR/MODEL. With --seeds, the runs are those in
+RESULTS_DIR/MODEL_seeds, and all pictures but `accuracy` are of the first seed. Each picture is
+written as PNG and PDF. `all` leaves out pictures that the run does not allow, and says why.
 """
 
 if __name__ == "__main__":  # before anything large is imported
@@ -46,11 +46,11 @@ from utils.training.folder import seed_folder
 
 FORMATS = ("png", "pdf")
 ROUGH = {"points": 15, "images": 300}  # of the landscape, where all pictures are asked for
-MOST_POINTS = 1000  # of a grid's side: a million tests
+MOST_POINTS = 1000  # of a grid's side; so many take a million tests
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command, and return its exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
 
@@ -68,11 +68,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def draw_all(args: argparse.Namespace) -> None:
-    """Every picture that the run allows, and why not the others."""
+    """Draw every picture that the run allows, and print why the others are left out."""
     for name, value in ROUGH.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    open_run(args)  # without which there is none
+    open_run(args)  # without a run, no picture can be drawn
     drawn = 0
     for name, draw in PICTURES.items():
         try:
@@ -85,17 +85,17 @@ def draw_all(args: argparse.Namespace) -> None:
 
 
 def correlation(args: argparse.Namespace) -> list[Path]:
-    """The sample's correlations, as sampled and by mode."""
+    """Draw the sample's correlations, as sampled and by mode."""
     return draw_correlation(open_run(args), target(args, "correlation"), FORMATS)
 
 
 def modes(args: argparse.Namespace) -> list[Path]:
-    """The modes' curves, layers and movement."""
+    """Draw the modes' curves, layers and movement."""
     return draw_modes(open_run(args), target(args, "modes"), FORMATS, progress("modes", "part"))
 
 
 def dynamics(args: argparse.Namespace) -> list[Path]:
-    """Weights as trained, by CMD and by DMD."""
+    """Draw weights as trained, by CMD and by DMD."""
     with_dmd = find_spec("pydmd") is not None
     if not with_dmd:
         note("dynamics is without DMD, which needs PyDMD: pip install pydmd")
@@ -105,15 +105,20 @@ def dynamics(args: argparse.Namespace) -> list[Path]:
 
 
 def stability(args: argparse.Namespace) -> list[Path]:
-    """Whether the modes last, and what online CMD makes of it."""
+    """Draw how well the modes last, and how far off online CMD is."""
     return draw_stability(
         open_run(args), target(args, "stability"), FORMATS, progress("stability", "step")
     )
 
 
 def accuracy(args: argparse.Namespace) -> list[Path]:
-    """Every finished method's test accuracy, and the difference to the run itself; a note says
-    what is missing of it."""
+    """Draw every finished method's test accuracy, and the difference to the run itself.
+
+    Notes are printed on what is missing.
+
+    Raises:
+        UserError: a run is missing, the runs are not alike, or no method is finished.
+    """
     folders = run_folders(args)
     for folder in folders:
         require_run(args, folder)
@@ -146,7 +151,7 @@ def accuracy(args: argparse.Namespace) -> list[Path]:
 
 
 def has_shares(methods: Sequence[type[Method]], folders: Sequence[Path]) -> bool:
-    """Whether the shares of embedded weights are there to be read; a note says why not."""
+    """Check whether the shares of embedded weights can be read, and print a note if not."""
     try:
         shares_of(methods, folders)
     except UserError as error:
@@ -156,16 +161,16 @@ def has_shares(methods: Sequence[type[Method]], folders: Sequence[Path]) -> bool
 
 
 def landscape(args: argparse.Namespace) -> list[Path]:
-    """Loss and accuracy over two reference weights."""
+    """Draw loss and accuracy over two reference weights."""
     run, points = open_run(args), args.points or 50
     if points > MOST_POINTS:
         raise UserError(f"--points {points}: choose 2 … {MOST_POINTS}")
     axes = (args.axes[0], args.axes[1])
-    check_axes(run.posthoc, axes, args.span, points)  # before images are looked for
+    check_axes(run.posthoc, axes, args.span, points)  # refuses wrong axes before images are read
     dataset = run.dataset(args.data_dir)
     for name in args.classes:
         if name not in dataset.classes:
-            raise UserError(f"--classes {name}: choose of {', '.join(dataset.classes)}")
+            raise UserError(f"--classes {name}: choose from {', '.join(dataset.classes)}")
     return draw_landscape(
         run, dataset, choose_device(args.device), target(args, "landscape"), FORMATS, axes, points,
         args.span, args.classes, args.images, progress("landscape", "row"),
@@ -173,7 +178,7 @@ def landscape(args: argparse.Namespace) -> list[Path]:
 
 
 def embedding(args: argparse.Namespace) -> list[Path]:
-    """The weights embedded, per layer."""
+    """Draw the share of weights that are embedded, in all and of each layer."""
     return draw_embedding(open_run(args), target(args, "embedding"), FORMATS)
 
 
@@ -189,16 +194,17 @@ PICTURES: dict[str, Callable[[argparse.Namespace], list[Path]]] = {
 
 
 def run_folders(args: argparse.Namespace) -> list[Path]:
-    """The folders of the runs that are meant."""
+    """Return the folders of the runs that the flags name."""
     if args.seeds is None:
         return [Path(args.results_dir) / args.model]
     return [seed_folder(args.results_dir, args.model, seed) for seed in args.seeds]
 
 
 def open_run(args: argparse.Namespace) -> StoredRun:
-    """The run, the first seed's where there are several.
+    """Open the run, or that of the first seed where there are several.
 
-    Raises UserError, naming the command that makes one, if there is none.
+    Raises:
+        UserError: there is none; the message names the command that makes one.
     """
     folder = run_folders(args)[0]
     require_run(args, folder)
@@ -206,7 +212,7 @@ def open_run(args: argparse.Namespace) -> StoredRun:
 
 
 def require_run(args: argparse.Namespace, folder: Path) -> None:
-    """Raise UserError, naming the command that makes it, if a run's folder is not there."""
+    """Raise UserError, naming the command that makes the run, if its folder is not there."""
     if not folder.exists():
         seeds = "" if args.seeds is None else f" --seeds {' '.join(map(str, args.seeds))}"
         raise UserError(
@@ -216,50 +222,55 @@ def require_run(args: argparse.Namespace, folder: Path) -> None:
 
 
 def output(args: argparse.Namespace) -> Path:
-    """The folder that pictures go to."""
+    """Return the folder that pictures go to."""
     return Path(args.output) if args.output else run_folders(args)[0] / "pictures"
 
 
 def target(args: argparse.Namespace, name: str) -> Path:
-    """A picture's path, without its ending."""
+    """Return a picture's path, without its ending, and make its folder."""
     folder = output(args)
     folder.mkdir(parents=True, exist_ok=True)
     return folder / name
 
 
 def stale(args: argparse.Namespace, name: str) -> str:
-    """Say that a picture which is left out is there from an earlier call, if one is."""
+    """Return a remark if a picture that is left out is there from an earlier call, or nothing."""
     path = (output(args) / name).with_suffix(f".{FORMATS[0]}")
     return f" ({path} is of an earlier call)" if path.exists() else ""
 
 
 def note(words: str) -> None:
-    """Say something about a picture besides where it is."""
+    """Print something about a picture besides its path."""
     print(f"note: {one_line(words)}", flush=True)
 
 
 def progress(what: str, unit: str) -> Callable:
-    """Wraps what takes long in a progress bar, where there is a terminal."""
+    """Return a function that shows a progress bar over steps, where there is a terminal."""
     return lambda steps: tqdm(steps, what, unit=unit, leave=False, disable=None)
 
 
 def tell(files: list[Path]) -> None:
-    """Say what was written."""
+    """Print the files that were written."""
     print(", ".join(map(str, files)), flush=True)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Make the parser of the command line."""
     parser = Parser(prog="visualize.py", description=__doc__)
-    parser.add_argument("picture", choices=[*PICTURES, "all"], help="which picture")
+    parser.add_argument("picture", choices=[*PICTURES, "all"], help="the picture to draw")
     group = parser.add_argument_group("the run")
-    group.add_argument("--model", choices=MODELS, default="res18", help="(default: %(default)s)")
     group.add_argument(
-        "--results_dir", default="results", metavar="DIR", help="(default: %(default)s)"
+        "--model", choices=MODELS, default="res18", help="the run's model (default: %(default)s)"
+    )
+    group.add_argument(
+        "--results_dir",
+        default="results",
+        metavar="DIR",
+        help="where the runs are (default: %(default)s)",
     )
     flags.add_seeds_flag(group)
     group.add_argument(
-        "--output", metavar="DIR", help="where the pictures go (default: pictures in the run's)"
+        "--output", metavar="DIR", help="where pictures go (default: pictures in the run's folder)"
     )
     group = parser.add_argument_group("landscape")
     group.add_argument(
@@ -268,18 +279,18 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     group.add_argument(
         "--points", type=at_least(2), metavar="P",
-        help=f"values of each (default: 50; of `all`: {ROUGH['points']})",
+        help=f"number of values of each (default: 50; for `all`: {ROUGH['points']})",
     )  # fmt: skip
     group.add_argument(
         "--span", type=positive, default=0.5,
-        help="how far to either side, as a share of the value (default: %(default)s)",
+        help="how far to vary them to either side, as a share of the value (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--classes", nargs="+", default=[], metavar="CLASS", help="single classes, of the test set"
+        "--classes", nargs="+", default=[], metavar="CLASS", help="test classes to draw one by one"
     )
     group.add_argument(
         "--images", type=at_least(1), metavar="N",
-        help="only N images of each split, balanced over the classes (default: all; of `all`: "
+        help="only N images of each split, balanced over classes (default: every one; for `all`: "
         f"{ROUGH['images']})",
     )  # fmt: skip
     group.add_argument(
