@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from utils.cmd.vector import (
-    copy_integer_buffers,
     layer_names,
     layer_sizes,
     read_vector,
@@ -59,15 +58,6 @@ def test_running_variance_is_clamped_at_zero():
     assert (net.norm.running_var == 0).all()
     assert (net.norm.running_mean == -1).all()
     assert net.eval().norm(torch.zeros(2, 4)).isfinite().all()
-
-
-def test_integer_buffers():
-    source, target = Tied(), Tied()
-    source.norm(torch.randn(5, 4))
-    write_vector(torch.zeros(33), source)
-    assert source.norm.num_batches_tracked == 1
-    copy_integer_buffers(source, target)
-    assert target.norm.num_batches_tracked == 1
 
 
 def test_refuses():

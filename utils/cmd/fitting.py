@@ -52,7 +52,7 @@ def fit_cmd(
     a = torch.empty(own.stop - own.start, device=snapshots.device)
     b = torch.empty_like(a)
     mode = torch.empty(len(a), dtype=mode_dtype(len(reference)), device=a.device)
-    table = moments.table()
+    table = moments.per_mode()
     for part, mean, covariance, nearest in fit_parts(snapshots, reference, moments, own):
         here = slice(part.start - own.start, part.stop - own.start)
         a[here], b[here] = coefficients(mean, covariance, per_weight(table, nearest))

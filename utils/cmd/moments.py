@@ -44,7 +44,7 @@ class ReferenceMoments:
         self.square *= decay
         self.square += deviation * (values - self.mean)
 
-    def table(self) -> Tensor:
+    def per_mode(self) -> Tensor:
         """What `coefficients` needs of each mode: float64 [2, M], 1 / square and the mean."""
         # 1 / ∞ = 0: no slope where the reference never moved, or by less than float32 can be
         # multiplied by

@@ -1,21 +1,22 @@
 """Online CMD: a model that follows another while it trains (paper, section 4)."""
 
+import contextlib
 import copy
 import math
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .clustering import sample_weights
 from .fitting import check_modes, decaying_parts, fit_parts, mode_dtype, shared_references
+from .mirror import Mirror, Which
 from .model import CMDModel
 from .moments import ReferenceMoments, coefficients, per_weight
 from .ranges import part_weights, ranges
 from .ranks import ALONE, Ranks
 from .snapshots import Snapshots
-from .vector import copy_integer_buffers, layer_sizes, read_vector, write_pieces, write_vector
 
 
 class History(Protocol):
@@ -29,25 +30,34 @@ class History(Protocol):
 class OnlineCMD:
     """CMD that follows a model, used as torch.optim.swa_utils.AveragedModel is.
 
-    Call `update_parameters(model)` once an epoch. The first update is epoch 0; at epoch F, the
-    warm-up's end, modes and references are found from snapshots start … F, and from then on each
-    update makes a, b the least-squares fit on all snapshots so far. The state is O(N): for each
-    weight its mode, its mean and its covariance with the reference, in float64 and centred.
+    Call `update_parameters(model)` at regular times, such as once an epoch. The first update is
+    number 0; at update F, the warm-up's end, modes and references are found from updates start … F,
+    and from then on each update makes a, b the least-squares fit on all updates so far. The state
+    is O(N): for each weight its mode, its mean and its covariance with the reference, in float64
+    and centred.
 
-    With a memory of H updates (adaptive CMD), snapshot s counts λ^(t − s) in the fit at t, where
+    With a memory of H updates (adaptive CMD), update s counts λ^(t − s) in the fit at t, where
     λ = 1 − 1/H: a reference that leaves its mode loses its hold on it, and what is left of a weight
     is an average of its own last updates. Modes and references stay those of the warm-up.
 
+    Test with `cmd(x)`, or in a loop that takes the model, where BatchNorm's statistics can also be
+    computed for the reconstructed weights instead of being modelled as weights are:
+
+        with cmd.applied_to(model):
+            torch.optim.swa_utils.update_bn(loader, model)
+            evaluate(model)
+
     Attributes:
-        module: the model to test or save, with the followed model's own weights before epoch F,
+        module: the model to test or save, with the followed model's own weights before update F,
             and with CMD's from then on.
-        model: the current CMDModel, None before epoch F.
+        model: the current CMDModel, None before update F.
+        layers: the names of the tensors that are modelled, in θ's order.
         n_updates: how many updates were made.
     """
 
     def __init__(
         self,
-        module: nn.Module,
+        model: nn.Module,
         modes: int = 10,
         samples: int = 1000,
         warmup: int = 20,
@@ -57,15 +67,20 @@ class OnlineCMD:
         ranks: Ranks = ALONE,
         memory: float | None = None,
         beside: "OnlineCMD | None" = None,
+        parameters: Which = None,
+        module: nn.Module | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
-        """Prepare to follow `module`, which is copied and never changed.
+        """Prepare to follow a model, which is copied and never changed.
 
         Args:
+            model: what is followed, also where it is compiled, distributed or otherwise wrapped
+                later on.
             modes: M, modes at the most.
             samples: K, weights that are clustered.
             warmup: F, in updates.
             seed: of the sample.
-            start: the first snapshot used, 0 ≤ start < warmup.
+            start: the first update that is used, 0 ≤ start < warmup.
             history: where the caller keeps each snapshot before the update; without one, the
                 warm-up's snapshots are kept in memory until it ends.
             ranks: the processes that follow the same model, each in charge of a range of its
@@ -74,22 +89,30 @@ class OnlineCMD:
             beside: an OnlineCMD of the same settings but for the memory, which is always updated
                 before this one: its sample, modes and references are taken over, and the warm-up
                 is kept and fitted once for both.
+            parameters: which floating-point parameters and persistent buffers are modelled, a
+                function of their names, or "trainable" for those that need gradients now; None
+                for all. The others are copied.
+            module: what becomes `self.module`, of the same layers; None makes a copy of the model.
+            device: where the state is kept, and that copy; None is the model's.
 
-        Raises ValueError if M < 1, K < M, warmup < 1 or start is not below it, memory < 1, or
-        `beside` has other settings.
+        Raises:
+            ValueError: M < 1, K < M, N < M, warmup < 1 or start is not below it, memory < 1;
+                `beside` or `module` does not fit; or the model cannot be copied.
         """
         if warmup < 1 or not 0 <= start < warmup:
-            raise ValueError(f"a warm-up from epoch {start} to {warmup} spans no two snapshots")
+            raise ValueError(f"a warm-up from update {start} to {warmup} spans no two snapshots")
         check_modes(modes, samples)
         if memory is not None and not memory >= 1:
             raise ValueError(f"a memory of {memory} updates: it must be 1 or more, or None")
         self.memory = None if memory is None or math.isinf(memory) else float(memory)
         self.modes, self.samples, self.warmup, self.start = modes, samples, warmup, start
-        self.module = copy.deepcopy(module).requires_grad_(False)
+        self._mirror = Mirror(model, module, parameters, device)
+        self._n_weights = self._mirror.n_weights
+        if modes > self._n_weights:
+            raise ValueError(f"{modes} modes are more than the {self._n_weights} weights")
         self.n_updates = 0
-        self._sample = sample_weights(layer_sizes(module), samples, seed)
+        self._sample = sample_weights(self._mirror.sizes, samples, seed)
         self._history, self._ranks, self._beside = history, ranks, beside
-        self._n_weights = sum(layer_sizes(module))
         if beside is not None:
             if beside._settings() | {"memory": None} != self._settings() | {"memory": None}:
                 raise ValueError(f"beside one with {beside._settings()}, not {self._settings()}")
@@ -102,26 +125,66 @@ class OnlineCMD:
         self._state: dict[str, Tensor] = {}  # mean, covariance, mode of own weights; reference [M]
         self._moments: ReferenceMoments | None = None
         self._reference_history: list[Tensor] = []
+        self._applied = 0  # how many blocks of `applied_to` are open
+
+    @property
+    def module(self) -> nn.Module:
+        return self._mirror.module
+
+    @property
+    def layers(self) -> list[str]:
+        return [layer.name for layer in self._mirror.layers]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what `self.module` makes of the arguments."""
+        return self.module(*args, **kwargs)
 
     @torch.no_grad()
-    def update_parameters(self, module: nn.Module) -> None:
-        """Take in the weights of `module` after an epoch and bring `self.module` up to date."""
-        theta = self._theta = read_vector(module, self._theta)
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take in the weights of the model and bring `self.module` up to date.
+
+        Raises:
+            ValueError: a weight is not finite, or a tensor is missing, new, or of another shape,
+                dtype or tie than it was. Nothing has changed then, and the next call may go on as
+                if this one had not been. What is the same non-finite number all the time, such as
+                a mask of −∞, is a weight that never moves.
+        """
+        if self._applied:
+            raise ValueError("within applied_to the model does not have its own weights")
         epoch = self.n_updates
-        self.n_updates += 1
-        copy_integer_buffers(module, self.module)
+        try:
+            theta = self._mirror.read(model, self._theta, first=epoch == 0)
+        except ValueError as error:
+            raise ValueError(f"update {epoch}: {error}") from None
+        self._theta = theta
+        if epoch == self.warmup:
+            self._fit(theta)
+        self._mirror.copy_from(model, layers=epoch < self.warmup)
         if epoch < self.warmup:
             if self._history is None and self._beside is None and epoch >= self.start:
                 self._snapshots.append(theta.cpu().clone())
-            write_vector(theta, self.module)
-            return
-        if epoch == self.warmup:
-            self._fit(theta)
+        elif epoch == self.warmup:
             cmd = self.model
-            write_vector(cmd.reconstruct(theta[cmd.reference]), self.module)
+            self._mirror.write([cmd.reconstruct(theta[cmd.reference])])
         else:
             self._warmup = None
             self._update(theta)
+        self.n_updates += 1
+
+    @contextlib.contextmanager
+    def applied_to(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Give the model, however wrapped, the parameters and buffers of `self.module` within a
+        block, and its own again when the block ends, also by an error; yields the model.
+
+        Raises:
+            ValueError: it is another model than the one that is followed.
+        """
+        with self._mirror.applied_to(model):
+            self._applied += 1
+            try:
+                yield model
+            finally:
+                self._applied -= 1
 
     @property
     def _decay(self) -> float:
@@ -135,7 +198,7 @@ class OnlineCMD:
         state, reference = self._state, self._state["reference"]
         a = torch.empty(len(state["mean"]), device=state["mean"].device)
         b = torch.empty_like(a)
-        table = self._moments.table()
+        table = self._moments.per_mode()
         for part in ranges(len(a), part_weights(a.device)):
             mean, covariance, mode = (state[name][part] for name in ("mean", "covariance", "mode"))
             a[part], b[part] = coefficients(mean, covariance, per_weight(table, mode))
@@ -143,6 +206,7 @@ class OnlineCMD:
             self._ranks.gather(values, self._n_weights) for values in (a, b, state["mode"])
         )
         a[reference], b[reference] = 1, 0
+        b[self._mirror.constant] = self._mirror.values
         history = torch.stack(self._reference_history)
         return CMDModel(a, b, mode.clone(), reference.clone(), history)
 
@@ -150,7 +214,6 @@ class OnlineCMD:
         """Find modes and references, or take them over, and the moments over the warm-up."""
         if self._beside is None:
             snapshots = self._read_warmup(theta)
-            self._warmup = snapshots if self._shared else None
             reference = shared_references(snapshots, self._sample, self.modes, self._ranks)
         else:
             snapshots = self._beside._warmup
@@ -158,14 +221,13 @@ class OnlineCMD:
                 raise ValueError("the OnlineCMD beside this one has to be updated first")
             reference = self._beside._state["reference"]
         columns = snapshots.columns(reference)
-        self._reference_history = list(columns)
         own = self._own
         mean = theta.new_empty(own.stop - own.start, dtype=torch.float64)
         covariance = torch.empty_like(mean)
         if self._beside is None:
             mode = theta.new_empty(len(mean), dtype=mode_dtype(len(reference)))
-            self._moments = ReferenceMoments.of(columns)
-            for part, *values in fit_parts(snapshots, reference, self._moments, own):
+            moments = ReferenceMoments.of(columns)
+            for part, *values in fit_parts(snapshots, reference, moments, own):
                 here = slice(part.start - own.start, part.stop - own.start)
                 mean[here], covariance[here], mode[here] = values
         else:
@@ -173,11 +235,14 @@ class OnlineCMD:
         if self._beside is not None or self.memory is not None:
             ages = torch.arange(len(snapshots) - 1, -1, -1, dtype=mean.dtype, device=mean.device)
             weights = self._decay**ages
-            self._moments = ReferenceMoments.of(columns, weights)
-            found = decaying_parts(snapshots, reference, self._moments, weights, mode, own)
+            moments = ReferenceMoments.of(columns, weights)
+            found = decaying_parts(snapshots, reference, moments, weights, mode, own)
             for part, *values in found:
                 here = slice(part.start - own.start, part.stop - own.start)
                 mean[here], covariance[here] = values
+        self._warmup = snapshots if self._shared else None
+        self._snapshots = []
+        self._moments, self._reference_history = moments, list(columns)
         self._state = {
             "mean": mean, "covariance": covariance, "mode": mode, "reference": reference
         }  # fmt: skip
@@ -185,24 +250,30 @@ class OnlineCMD:
     def _read_warmup(self, theta: Tensor) -> Snapshots:
         """Snapshots start … F, of which θ is the last."""
         if self._history is not None:
-            return Snapshots(self._history.array[self.start : self.warmup + 1], device=theta.device)
-        warmup = torch.empty(len(self._snapshots) + 1, len(theta))
-        warmup[-1] = theta
-        for row in warmup[:-1]:
-            row.copy_(self._snapshots.pop(0))  # freed as it goes: never all of them twice
-        return Snapshots(warmup, device=theta.device)
+            rows = self._history.array[self.start : self.warmup + 1]
+            if len(self._mirror.constant):
+                rows = torch.tensor(rows)
+                rows[:, self._mirror.constant.cpu()] = 0
+            return Snapshots(rows, device=theta.device)
+        rows = torch.empty(len(self._snapshots) + 1, len(theta))
+        rows[-1] = theta
+        for number, row in enumerate(self._snapshots):
+            # the list takes the place in the matrix, so that memory never holds all of them twice
+            rows[number] = row
+            self._snapshots[number] = rows[number]
+        return Snapshots(rows, device=theta.device)
 
     def _update(self, theta: Tensor) -> None:
         """Take θ into the state, and write a · w_r + b into the module, in one pass over both."""
         values = theta[self._state["reference"]]
         self._reference_history.append(values)
         self._moments.add(values, self._decay)
-        table = torch.cat([self._moments.table(), values[None]])
+        table = torch.cat([self._moments.per_mode(), values[None]])
         updated = self._updated(theta[self._own], table)
         if self._ranks.size > 1:
             own = torch.cat([part.clone() for part in updated])
             updated = iter([self._ranks.gather(own, self._n_weights)])
-        write_pieces(updated, self.module)
+        self._mirror.write(updated)
 
     def _updated(self, theta: Tensor, table: Tensor) -> Iterator[Tensor]:
         """The new model, float32 [n] a part, each as its weights are taken into the state.
@@ -258,8 +329,8 @@ class OnlineCMD:
             },
             "moments": None if moments is None else vars(moments).copy(),
             "reference_history": list(self._reference_history),
-            "module": self.module.state_dict(),
-        }
+            "layers": self.layers,
+        } | self._mirror.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from the state_dict of an OnlineCMD of an equal model and the same settings.
@@ -269,8 +340,11 @@ class OnlineCMD:
         saved = {"memory": None} | state["settings"]  # there was none before there was a choice
         if saved != self._settings():
             raise ValueError(f"saved with {saved}, this one has {self._settings()}")
+        if state.get("layers", self.layers) != self.layers:
+            raise ValueError("saved with other layers: of another model, or other parameters=")
         state = copy.deepcopy(state)
-        device = read_vector(self.module).device
+        device = self._mirror.constant.device
+        self._mirror.load_state_dict(state)
         self.n_updates = state["n_updates"]
         self._sample = state["sample"]
         self._snapshots = state["snapshots"]
@@ -285,7 +359,6 @@ class OnlineCMD:
             self._moments = ReferenceMoments(
                 moments["count"], moments["mean"].to(device), moments["square"].to(device)
             )
-        self.module.load_state_dict(state["module"])
 
     def _settings(self) -> dict:
         names = ("modes", "samples", "warmup", "start", "memory")

@@ -7,7 +7,8 @@ appear once; integer buffers are not part of θ.
 Every function here takes a module, or a state dictionary as one loads it from a file.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,45 @@ Stateful = nn.Module | Mapping[str, Tensor]
 
 
 def _state(module: Stateful) -> Mapping[str, Tensor]:
-    return module.state_dict(keep_vars=True) if isinstance(module, nn.Module) else module
+    """The tensors of a module's state dictionary in its order, or the dictionary that is given.
+
+    The modules are walked, so that no hook on a state dictionary changes what θ is.
+    """
+    if not isinstance(module, nn.Module):
+        return module
+    return {entry.name: entry.tensor for entry in walk(module) if entry.persistent}
+
+
+class Entry(NamedTuple):
+    """A parameter or buffer, and where it is.
+
+    Attributes:
+        name: as in the module's state dictionary.
+        owner: the submodule that it belongs to.
+        key: its name there.
+        tensor: the parameter or buffer itself.
+        persistent: whether it is in the state dictionary.
+    """
+
+    name: str
+    owner: nn.Module
+    key: str
+    tensor: Tensor
+    persistent: bool
+
+
+def walk(module: nn.Module) -> Iterator[Entry]:
+    """Yield every parameter and buffer of a module in the order of its state dictionary; what is
+    shared is yielded under each of its names."""
+    for prefix, owner in module.named_modules(remove_duplicate=False):
+        dot = f"{prefix}." if prefix else ""
+        for key, tensor in owner._parameters.items():
+            if tensor is not None:
+                yield Entry(dot + key, owner, key, tensor, True)
+        for key, tensor in owner._buffers.items():
+            if tensor is not None:
+                persistent = key not in owner._non_persistent_buffers_set
+                yield Entry(dot + key, owner, key, tensor, persistent)
 
 
 def named_layers(module: Stateful) -> list[tuple[str, Tensor]]:
@@ -74,7 +113,7 @@ def read_vector(module: Stateful, out: Tensor | None = None) -> Tensor:
     start = 0
     for _, tensor in layers:
         stop = start + tensor.numel()
-        out[start:stop].view(tensor.shape).copy_(tensor)
+        out[start:stop].view(tensor.shape).copy_(whole(tensor))
         start = stop
     return out
 
@@ -107,7 +146,7 @@ def write_pieces(pieces: Iterable[Tensor], module: Stateful) -> None:
     piece = torch.empty(0)
     for name, tensor in named_layers(module):
         # row-major order in memory, or a copy of it that is laid out as the tensor is at the end
-        flat = tensor.detach().reshape(-1)
+        flat = whole(tensor.detach()).reshape(-1)
         filled = 0
         while filled < len(flat):
             if not len(piece):
@@ -117,14 +156,26 @@ def write_pieces(pieces: Iterable[Tensor], module: Stateful) -> None:
             piece, filled = piece[taken:], filled + taken
         if name.rpartition(".")[2] == "running_var":
             flat.clamp_(min=0)
-        if not tensor.is_contiguous():
-            tensor.copy_(flat.view(tensor.shape))
+        if is_sharded(tensor) or not tensor.is_contiguous():
+            assign(tensor, flat.view(tensor.shape))
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this is a DTensor, of which each process holds a part."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor, or all of a sharded one; then every process has to call this."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 @torch.no_grad()
-def copy_integer_buffers(source: nn.Module, target: nn.Module) -> None:
-    """Copy what θ leaves out (BatchNorm's batch counters and the like) between equal modules."""
-    ours = _state(target)
-    for name, tensor in _state(source).items():
-        if isinstance(tensor, Tensor) and not tensor.is_floating_point():
-            ours[name].copy_(tensor)
+def assign(tensor: Tensor, value: Tensor) -> None:
+    """Write a whole value of the same shape into a tensor, which may be sharded."""
+    if is_sharded(tensor):
+        from torch.distributed.tensor import distribute_tensor
+
+        value = value.to(tensor.to_local().device)
+        value = distribute_tensor(value, tensor.device_mesh, tensor.placements)
+    tensor.copy_(value)
