@@ -21,6 +21,7 @@ import json
 import shlex
 import sys
 from dataclasses import asdict
+from functools import partial
 
 from utils import flags
 from utils.system.arguments import Parser
@@ -33,7 +34,7 @@ try:
     from utils.federated.methods import METHODS
     from utils.federated.prepare import prepare
     from utils.federated.report import plot, summarise, table, write_rounds
-    from utils.federated.rounds import Place, Round, checkpoint_of, run_rounds
+    from utils.federated.rounds import Place, Round, checkpoint_of, describe, run_rounds
     from utils.federated.runners import RUNNERS, leave
     from utils.federated.settings import FederatedSettings
 except ImportError as missing:
@@ -46,6 +47,7 @@ except ImportError as missing:
     )
     sys.exit(2)
 
+from utils.results.curves import Curves, clear_curves
 from utils.storage.files import remove_drafts, write_json
 from utils.storage.lock import FolderLock
 from utils.storage.store import CONFIG
@@ -60,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     args.command = shlex.join(["python", parser.prog, *(sys.argv[1:] if argv is None else argv)])
 
     def work() -> None:
-        settings, place = prepare(args)  # what is wrong is said before anything starts
+        settings, place = prepare(args)  # errors come before anything starts
         failures: list[BaseException] = []
         server = ServerApp()
 
@@ -98,12 +100,13 @@ def compare(
     """Play every method's rounds, one after the other; print one table and draw one plot."""
     folder = place.store.folder
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FolderLock(folder)
+    lock, curves = FolderLock(folder), None
     try:
         remove_drafts(folder, (CONFIG, *map(checkpoint_of, METHODS), SUMMARY, ROUNDS, PLOT))
         if args.overwrite:
             for method in METHODS:
                 (folder / checkpoint_of(method)).unlink(missing_ok=True)
+            clear_curves(folder)
         place.store.write_config({"settings": asdict(settings), "command": args.command})
         print(
             f"{settings.model} on {settings.dataset}: {place.n_weights:,} weights, "
@@ -111,17 +114,26 @@ def compare(
             f"{place.device}, in {folder}",
             flush=True,
         )
+        curves = Curves(folder, "round") if args.tensorboard else None
         histories: dict[str, list[Round]] = {}
+
+        def tell(method: str, history: list[Round]) -> None:
+            print(describe(method, history[-1], settings.rounds), flush=True)
+            if curves is not None:
+                curves.add(METHODS[method].label, history)
+
         for method in args.methods:
-            histories[method] = run_rounds(
-                grid, settings, method, place, lambda words: print(words, flush=True)
-            )
+            histories[method] = run_rounds(grid, settings, method, place, partial(tell, method))
+            if curves is not None:
+                curves.add(METHODS[method].label, histories[method])
             summary = summarise(settings, histories, place.n_weights)
             write_json(summary, folder / SUMMARY)
             write_rounds(histories, folder / ROUNDS)
             plot(settings, histories, folder / PLOT)
         print(f"\n{table(summary)}\n\nplot: {folder / PLOT}", flush=True)
     finally:
+        if curves is not None:
+            curves.close()
         lock.release()
 
 

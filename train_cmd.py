@@ -18,8 +18,10 @@ if __name__ == "__main__":  # before anything large is imported
     end_quietly()
 
 import argparse
+import contextlib
 import shlex
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from utils.base_utils import get_model
 from utils.data.datasets import Dataset
 from utils.methods.comparison import Comparison, Progress, watchers
 from utils.methods.registry import METHODS, Method, Settings
+from utils.results.curves import Curves, clear_curves, require_tensorboard
 from utils.results.pictures.accuracy import plot_test_accuracy
 from utils.results.summary import over_seeds, summarise, table
 from utils.storage.files import write_json
@@ -55,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def compare(args: argparse.Namespace) -> None:
     """One run for each seed, every selected method on it, one table and one plot."""
+    if args.tensorboard:
+        require_tensorboard()
     selected = [method for method in METHODS if getattr(args, method.name)]
     settings = make_settings(args, selected)
     ranks, device = join(args.device)
@@ -118,14 +123,39 @@ def compare_on_run(
         run.record(args.command, args.data_dir)
         training, tests = comparison.ahead()
         print(f"ahead: {training} epochs of training, {tests} tests", flush=True)
-        for done in comparison.complete():
-            print(describe(done, settings.epochs), flush=True)
+        if args.overwrite and compute.ranks.first:
+            clear_curves(folder)
+        with drawn_live(args, folder, comparison) as draw:
+            for done in comparison.complete():
+                print(describe(done, settings.epochs), flush=True)
+                draw()
         if not compute.ranks.first:
             return {}
         summary = summarise(selected, comparison.metrics, settings, run.n_weights, folder)
         write_json(summary, folder / SUMMARY)
         plot_test_accuracy(selected, settings, [folder], folder / PLOT)
         return summary
+
+
+@contextlib.contextmanager
+def drawn_live(
+    args: argparse.Namespace, folder: Path, comparison: Comparison
+) -> Iterator[Callable[[], None]]:
+    """Yield what writes the comparison's new rows for TensorBoard, if that is asked for."""
+    if not (args.tensorboard and comparison.run.ranks.first):
+        yield lambda: None
+        return
+    curves = Curves(folder, "epoch")
+
+    def draw() -> None:
+        for method in comparison.methods:
+            curves.add(method.label, comparison.metrics.of(method.name))
+
+    try:
+        draw()
+        yield draw
+    finally:
+        curves.close()
 
 
 def make_settings(args: argparse.Namespace, selected: list[type[Method]]) -> Settings:

@@ -72,6 +72,18 @@ EXAMPLES = [
 ]
 
 
+# what examples within another library's training loop are given
+GIVEN = """
+import warnings; warnings.simplefilter("ignore")
+import lightning.pytorch as lightning, transformers
+from torch.utils.data import DataLoader, TensorDataset
+from tests.test_callbacks import Lit, Rows, bert, images
+model, bert, data = Lit(), bert(), Rows()
+train_loader, validation_loader = (DataLoader(TensorDataset(*images()), 8) for _ in range(2))
+arguments = transformers.TrainingArguments("out", num_train_epochs=60, report_to=[])
+"""
+
+
 class Understood(BaseException):
     """Stands in for a program's work, once it has parsed its arguments."""
 
@@ -139,8 +151,11 @@ def test_the_first_command_runs(tmp_path, capsys):
 @pytest.mark.parametrize("example", EXAMPLES, ids=[name for name, _ in EXAMPLES])
 def test_examples_run(example, tmp_path, real_run):
     name, code = example
+    code = re.sub(r"correlation_modes(?=\.callbacks)", "utils.cmd", code)
     code = code.replace("correlation_modes", "utils.cmd_utils")  # its name where it is installed
     assert len(code.strip().splitlines()) <= 16
+    if "CMDCallback" in code:
+        code = GIVEN + code
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "lenet").symlink_to(real_run)
     done = subprocess.run(
@@ -148,7 +163,7 @@ def test_examples_run(example, tmp_path, real_run):
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, (name, done.stderr)
-    assert ("print(" in code) == ("tensor" in done.stdout)
+    assert "print(" not in code or "tensor" in done.stdout
 
 
 def test_there_is_an_example_in_the_first_readme():

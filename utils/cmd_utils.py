@@ -10,33 +10,16 @@ if __name__ == "__main__":  # before anything large is imported
 
 import argparse
 
-from utils.cmd import (
-    CMDModel,
-    OnlineCMD,
-    fit_cmd,
-    fit_files,
-    layer_names,
-    layer_sizes,
-    read_vector,
-    sample_weights,
-    write_vector,
-)
+from utils import cmd
+from utils.cmd import *  # noqa: F403 (its names are these)
+from utils.cmd import fit_files
 from utils.cmd.errors import InputError
 from utils.system.arguments import Parser
 from utils.system.command import run_command
 from utils.system.errors import UserError
 from utils.system.interrupts import leave
 
-__all__ = [
-    "CMDModel",
-    "OnlineCMD",
-    "fit_cmd",
-    "layer_names",
-    "layer_sizes",
-    "read_vector",
-    "sample_weights",
-    "write_vector",
-]
+__all__ = cmd.__all__
 PROGRAM = "python -m utils.cmd_utils"
 
 

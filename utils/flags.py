@@ -110,6 +110,11 @@ def add_result_flags(
     results = group(parser, "results")
     option = Option("results", f"results go to {where}", str, None, "DIR", None)
     _add(results, ("--results_dir",), option)
+    option = Option(
+        False, "also write the rows of metrics to DIR/…/tensorboard, live, for TensorBoard", truth,
+        None, "BOOL", None,
+    )  # fmt: skip
+    _add(results, ("--tensorboard",), option)
     results.add_argument(
         "--overwrite", action="store_true",
         help="start afresh, whatever the folder holds (default: go on with it)",

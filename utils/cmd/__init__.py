@@ -17,7 +17,9 @@ Alongside training, `OnlineCMD` is used as torch.optim.swa_utils.AveragedModel i
             torch.nn.functional.mse_loss(model(x), x[:, :1] * x[:, 1:2]).backward()
             optimizer.step()
         cmd.update_parameters(model)  # once an epoch
-    cmd.module(x)  # the reconstructed model
+    cmd(x)  # what the reconstructed model, cmd.module, makes of x
+
+Lightning and transformers have callbacks in `callbacks`.
 
 On a finished run, whose trajectory is float32 [T, N], one snapshot of all weights an epoch:
 

@@ -9,6 +9,7 @@ from utils.federated.client import images_by_part, images_of
 from utils.federated.methods import METHODS, undecided
 from utils.federated.rounds import Place, checkpoint_of
 from utils.federated.settings import FederatedSettings
+from utils.results.curves import require_tensorboard
 from utils.storage.files import require_room
 from utils.storage.store import AFRESH, CONFIG, Store, read_config, usable
 from utils.system.devices import choose_device
@@ -24,6 +25,8 @@ def prepare(args: argparse.Namespace) -> tuple[FederatedSettings, Place]:
         UserError: the settings do not fit together, the images are not there, or the folder holds
             results of other settings.
     """
+    if args.tensorboard:
+        require_tensorboard()
     settings = make_settings(args)
     device = choose_device(args.device)
     dataset, fingerprint = images_of(

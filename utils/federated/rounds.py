@@ -79,7 +79,7 @@ def run_rounds(
     settings: FederatedSettings,
     method: str,
     place: Place,
-    say: Callable[[str], None],
+    tell: Callable[[list[Round]], None],
 ) -> list[Round]:
     """Play what is left of a method's rounds; returns all of them.
 
@@ -88,7 +88,7 @@ def run_rounds(
         settings: the run's.
         method: its name, of METHODS.
         place: where the run is done.
-        say: is told of each round that is over.
+        tell: is called with all rounds so far after each one.
 
     Raises:
         UserError: the method's checkpoint is damaged.
@@ -149,7 +149,7 @@ def run_rounds(
         rows = [asdict(row) for row in history]
         state = {"server": _packed(server.state_dict()), "history": rows, "have": strategy.have}
         place.store.save(state, name)
-        say(_line(method, history[-1], settings.rounds))
+        tell(history)
 
     strategy.start(
         grid,
@@ -161,7 +161,14 @@ def run_rounds(
     return history
 
 
-def _line(method: str, row: Round, rounds: int) -> str:
+def describe(method: str, row: Round, rounds: int) -> str:
+    """What is printed of a round.
+
+    Args:
+        method: its method's name.
+        row: the round.
+        rounds: how many there will be.
+    """
     megabytes = (row.down_payload + row.up_payload) / 1e6
     loss = "nobody answered" if row.train_loss is None else f"train loss {row.train_loss:.4f}"
     return (

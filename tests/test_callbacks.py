@@ -1,0 +1,286 @@
+"""Online CMD in Lightning and in transformers' Trainer: both train real, small models."""
+
+import copy
+import json
+
+import lightning.pytorch as lightning
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from utils.cmd import OnlineCMD, read_vector
+from utils.cmd.callbacks import lightning as for_lightning
+from utils.cmd.callbacks import transformers as for_transformers
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries' own
+EPOCHS, STEPS = 6, 4
+CMD = {"modes": 3, "samples": 60, "warmup": 2, "memory": 3}
+
+
+def images():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(STEPS * 8, 6, generator=generator)
+    return x, (x[:, 0] > 0).long()
+
+
+class Lit(lightning.LightningModule):
+    def __init__(self, fail_at=None):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Linear(12, 2))
+        self.validated, self.trained, self.fail_at = [], [], fail_at
+
+    def training_step(self, batch, number):
+        x, y = batch
+        return nn.functional.cross_entropy(self.net(x), y)
+
+    def on_validation_epoch_start(self):
+        self.trained.append(None)
+
+    def validation_step(self, batch, number):
+        if self.fail_at == self.current_epoch and not self.trainer.sanity_checking:
+            raise RuntimeError("validation broke")
+        if number == 0:
+            self.validated.append(read_vector(self).clone())
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.02)
+
+
+def fit(folder, epochs=EPOCHS, resume=None, model=None, **options):
+    lightning.seed_everything(1, verbose=False)
+    model = model or Lit()
+    callback = for_lightning.CMDCallback(**(CMD | options))
+    trainer = lightning.Trainer(
+        max_epochs=epochs, callbacks=[callback], default_root_dir=folder, logger=False,
+        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=True, log_every_n_steps=1, num_sanity_val_steps=1,
+    )  # fmt: skip
+    loader = DataLoader(TensorDataset(*images()), 8)
+    trainer.fit(model, loader, DataLoader(TensorDataset(*images()), 16), ckpt_path=resume)
+    return trainer, model, callback
+
+
+def same(one, other):
+    assert torch.equal(one.model.a, other.model.a) and torch.equal(one.model.b, other.model.b)
+    assert torch.equal(one.model.reference_history, other.model.reference_history)
+    assert torch.equal(read_vector(one.module), read_vector(other.module))
+
+
+def test_lightning_stopped_and_gone_on_with(tmp_path):
+    trainer, model, whole = fit(tmp_path / "whole")
+    assert whole.cmd.n_updates == EPOCHS
+    first, _, _ = fit(tmp_path / "half", epochs=3)
+    checkpoint = first.checkpoint_callback.best_model_path
+    _, resumed, second = fit(tmp_path / "half", resume=checkpoint)
+    same(whole.cmd, second.cmd)
+    assert torch.equal(read_vector(model), read_vector(resumed))
+
+    # the last validation had the reconstructed weights, training and checkpoints have their own
+    assert torch.equal(model.validated[-1], read_vector(whole.cmd.module))
+    assert not torch.equal(read_vector(model), read_vector(whole.cmd.module))
+    kept = torch.load(trainer.checkpoint_callback.best_model_path, weights_only=True)
+    assert torch.equal(kept["state_dict"]["net.0.weight"], model.net[0].weight)
+    saved = Lit.load_from_checkpoint(tmp_path / "whole/cmd.ckpt")
+    assert torch.equal(read_vector(saved), read_vector(whole.cmd.module))
+
+    # a checkpoint tested by a trainer of its own
+    again = Lit()
+    callback = for_lightning.CMDCallback(**CMD)
+    tester = lightning.Trainer(
+        callbacks=[callback], logger=False, accelerator="cpu", enable_progress_bar=False
+    )
+    loader = DataLoader(TensorDataset(*images()), 16)
+    tester.validate(again, loader, trainer.checkpoint_callback.best_model_path, verbose=False)
+    assert torch.equal(again.validated[-1], read_vector(whole.cmd.module))
+    assert torch.equal(read_vector(again), read_vector(model))
+
+
+def test_lightning_by_steps_without_evaluation(tmp_path):
+    _, model, callback = fit(tmp_path, update_every=3, evaluate=False, save_as=None, warmup=4)
+    assert callback.cmd.n_updates == EPOCHS * STEPS // 3
+    assert torch.equal(model.validated[-1], read_vector(model))
+    assert not (tmp_path / "cmd.ckpt").exists()
+    lightning.seed_everything(1, verbose=False)
+    again = Lit()
+    expected = OnlineCMD(again, **(CMD | {"warmup": 4}))
+    optimizer = again.configure_optimizers()
+    for step in range(EPOCHS * STEPS):
+        part = slice(step % STEPS * 8, step % STEPS * 8 + 8)
+        optimizer.zero_grad()
+        again.training_step([each[part] for each in images()], 0).backward()
+        optimizer.step()
+        if step % 3 == 2:
+            expected.update_parameters(again)
+    same(callback.cmd, expected)
+
+
+def test_lightning_gives_the_weights_back_after_an_error(tmp_path):
+    model = Lit(fail_at=4)
+    callback = for_lightning.CMDCallback(**CMD)
+    trainer = lightning.Trainer(
+        max_epochs=6, callbacks=[callback], default_root_dir=tmp_path, logger=False,
+        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    loader = DataLoader(TensorDataset(*images()), 8)
+    with pytest.raises(RuntimeError, match="validation broke"):
+        trainer.fit(model, loader, loader)
+    assert not torch.equal(read_vector(model), read_vector(callback.cmd.module))
+    callback.cmd.update_parameters(model)
+
+
+def test_steps_are_counted_from_one():
+    for module in (for_lightning, for_transformers):
+        with pytest.raises(ValueError, match="update_every"):
+            module.CMDCallback(update_every=0)
+
+
+# transformers -------------------------------------------------------------------------------------
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, count=STEPS * 8):
+        generator = torch.Generator().manual_seed(0)
+        self.ids = torch.randint(20, (count, 5), generator=generator)
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, index):
+        return {"input_ids": self.ids[index], "labels": int(self.ids[index, 0] > 9)}
+
+
+def bert():
+    torch.manual_seed(3)
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=8, max_position_embeddings=8, hidden_dropout_prob=0.1,
+    )  # fmt: skip
+    return transformers.BertForSequenceClassification(config)
+
+
+class Seen(transformers.TrainerCallback):
+    """What each evaluation saw."""
+
+    def __init__(self):
+        self.weights = []
+
+    def on_prediction_step(self, args, state, control, model=None, **_):
+        self.weights.append(read_vector(model).clone())
+
+
+def hf(folder, epochs=EPOCHS, resume=None, model=None, arguments=None, data=None, **options):
+    model = model or bert()
+    callback, seen = for_transformers.CMDCallback(**(CMD | options)), Seen()
+    args = transformers.TrainingArguments(**({
+        "output_dir": str(folder), "num_train_epochs": EPOCHS, "per_device_train_batch_size": 8,
+        "eval_strategy": "epoch", "save_strategy": "epoch", "logging_strategy": "no",
+        "report_to": [], "use_cpu": True, "disable_tqdm": True, "learning_rate": 0.01,
+        "dataloader_pin_memory": False,
+    } | (arguments or {})))  # fmt: skip
+    stop = Stop(epochs)
+    trainer = transformers.Trainer(
+        model, args, train_dataset=Rows(), eval_dataset=data or Rows(8),
+        callbacks=[callback, seen, stop],
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, model, callback, seen
+
+
+class Stop(transformers.TrainerCallback):
+    def __init__(self, epochs):
+        self.epochs = epochs
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_training_stop |= state.epoch >= self.epochs
+
+
+@pytest.mark.parametrize("strategy", ["epoch", "steps"])
+def test_trainer_stopped_and_gone_on_with(tmp_path, strategy):
+    steps = {"save_strategy": strategy, "save_steps": STEPS, "eval_strategy": strategy,
+             "eval_steps": STEPS}  # fmt: skip
+    _, model, whole, seen = hf(tmp_path / "whole", arguments=steps)
+    assert whole.cmd.n_updates == EPOCHS
+    hf(tmp_path / "half", epochs=3, arguments=steps)
+    checkpoint = tmp_path / f"half/checkpoint-{3 * STEPS}"
+    assert json.loads((checkpoint / "trainer_state.json").read_text())["epoch"] == 3
+    _, resumed, second, _ = hf(tmp_path / "half", resume=str(checkpoint), arguments=steps)
+    same(whole.cmd, second.cmd)
+    assert torch.equal(read_vector(model), read_vector(resumed))
+
+    reconstructed = read_vector(whole.cmd.module)
+    assert torch.equal(seen.weights[-1], reconstructed)
+    assert not torch.equal(read_vector(model), reconstructed)
+    saved = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "whole/cmd")
+    assert torch.equal(read_vector(saved), reconstructed)
+    last = tmp_path / f"whole/checkpoint-{EPOCHS * STEPS}"
+    kept = transformers.BertForSequenceClassification.from_pretrained(last)
+    assert torch.equal(read_vector(kept), read_vector(model))
+
+
+def test_trainer_resumed_from_another_place(tmp_path):
+    hf(tmp_path / "first", epochs=3)
+    checkpoint = tmp_path / f"first/checkpoint-{3 * STEPS}"
+    with pytest.raises(ValueError, match="resume_from"):
+        hf(tmp_path / "second", resume=str(checkpoint))
+    _, _, callback, _ = hf(tmp_path / "second", resume=str(checkpoint), resume_from=checkpoint)
+    assert callback.cmd.n_updates == EPOCHS
+
+
+def test_trainer_by_steps_with_accumulation(tmp_path):
+    arguments = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4,
+                 "eval_strategy": "no", "save_strategy": "no"}  # fmt: skip
+    _, _, callback, _ = hf(tmp_path, arguments=arguments, update_every=2, save_as=None)
+    assert callback.cmd.n_updates == EPOCHS * STEPS // 2
+    assert not (tmp_path / "cmd").exists()
+
+
+def test_trainer_with_several_evaluation_sets(tmp_path):
+    data = {"one": Rows(8), "other": Rows(16)}
+    with pytest.raises(ValueError, match="evaluate=False"):
+        hf(tmp_path, data=data)
+    trainer, model, callback, seen = hf(tmp_path, data=data, evaluate=False)
+    with callback.cmd.applied_to(model):
+        trainer.evaluate()
+    assert torch.equal(seen.weights[-1], read_vector(callback.cmd.module))
+
+
+def test_trainer_with_lora(tmp_path):
+    """The sample, the modes and the memory go to what moves; the base is shared by none of them."""
+    base = bert()
+    before = copy.deepcopy(base.state_dict())
+    config = peft.LoraConfig(target_modules=["query", "value"], r=2, task_type="SEQ_CLS")
+    model = peft.get_peft_model(base, config)
+    _, model, callback, seen = hf(tmp_path, model=model, parameters="trainable", modes=2)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert set(callback.cmd.layers) == trained
+    assert len(callback.cmd.model.a) == sum(
+        p.numel() for p in model.parameters() if p.requires_grad
+    )
+    for name, value in before.items():
+        if "embeddings" in name:
+            assert torch.equal(callback.cmd.module.base_model.model.state_dict()[name], value)
+    assert torch.equal(seen.weights[-1], read_vector(callback.cmd.module))
+    again = peft.PeftModel.from_pretrained(bert(), tmp_path / "cmd")
+    x = Rows(8).ids
+    with torch.no_grad():
+        assert torch.equal(again.eval()(x).logits, callback.cmd.module.eval()(x).logits)
+
+
+def test_trainer_with_a_plain_module(tmp_path):
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(20, 4)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, input_ids, labels=None):
+            logits = self.head(self.embed(input_ids).mean(1))
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    _, _, callback, _ = hf(tmp_path, model=Plain())
+    saved = load_file(tmp_path / "cmd/model.safetensors")
+    assert torch.equal(saved["embed.weight"], callback.cmd.module.embed.weight)

@@ -1,0 +1,100 @@
+"""Online CMD as a callback of Lightning's Trainer."""
+
+from pathlib import Path
+from typing import Any
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError:  # the same library under its other name
+    from pytorch_lightning import Callback, LightningModule, Trainer
+
+from .follower import Follower
+
+
+class CMDCallback(Callback):
+    """Online CMD beside a training by Lightning.
+
+    Validation and test take the reconstructed weights, the trainer's checkpoints hold CMD's state
+    beside the model's own weights and bring it back, and when training ends the reconstructed model
+    is saved as a checkpoint of its own, for `load_from_checkpoint`:
+
+        callback = CMDCallback(warmup=20, memory=10)
+        trainer = Trainer(max_epochs=100, callbacks=[callback])
+        trainer.fit(model, train_loader, validation_loader)
+
+    Attributes:
+        cmd: the OnlineCMD, None before training begins.
+    """
+
+    def __init__(
+        self,
+        update_every: int | None = None,
+        evaluate: bool = True,
+        save_as: str | None = "cmd.ckpt",
+        **settings: Any,
+    ) -> None:
+        """Prepare to follow the trainer's model.
+
+        Args:
+            update_every: optimizer steps from one update to the next, None for an epoch. The
+                warm-up, `start` and the memory of CMD count in these updates.
+            evaluate: whether validation and test take the reconstructed weights.
+            save_as: the file of the reconstructed model, in the trainer's default_root_dir; None
+                saves none.
+            settings: keyword arguments of OnlineCMD, such as modes, samples, warmup and memory.
+
+        Raises:
+            ValueError: update_every < 1.
+        """
+        self._follower = Follower(update_every, evaluate, **settings)
+        self.save_as = save_as
+
+    @property
+    def cmd(self):
+        return self._follower.cmd
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._follower.begin(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int
+    ) -> None:
+        # before the validation at an epoch's end, and the checkpoint that may follow it
+        self._follower.update(pl_module, trainer.global_step, trainer.is_last_batch)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.save_as is None:
+            return
+        with self.cmd.applied_to(pl_module):
+            path = Path(trainer.default_root_dir) / self.save_as
+            trainer.save_checkpoint(path, weights_only=True)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._apply(pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._follower.give_back()
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._apply(pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._follower.give_back()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._follower.give_back()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._follower.state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._follower.load(state_dict)
+
+    def _apply(self, model: LightningModule) -> None:
+        follower = self._follower
+        if follower.waits:  # a checkpoint was loaded to be tested
+            follower.begin(model)
+        if follower.evaluate and follower.cmd is not None:
+            follower.apply(model)
