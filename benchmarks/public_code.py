@@ -9,13 +9,16 @@ import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 
-from utils.data.datasets import Dataset
 from utils.system.errors import UserError
+
+if TYPE_CHECKING:  # it takes a second, in every measured process
+    from utils.data.datasets import Dataset
 
 
 def load(path: str) -> ModuleType:
@@ -53,7 +56,7 @@ def training_file(path: str) -> Path:
     return file
 
 
-def load_training(path: str, dataset: Dataset) -> ModuleType:
+def load_training(path: str, dataset: "Dataset") -> ModuleType:
     """Load the clone's module of models, loaders, training and testing.
 
     `dataset` takes the place of its CIFAR-10. Its packages replace ours of the same names, so the

@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.cases import case_of, trajectory_file
@@ -44,6 +43,8 @@ def sweep(args: argparse.Namespace) -> dict[str, list]:
 
 def plot_sweep(measured: dict[str, list], path: Path, caption: str) -> None:
     """Plot the seconds and the memory over N and over T, in four panels."""
+    import matplotlib.pyplot as plt  # not in every measured process
+
     over_n, over_t = measured["N"], measured["T"]
     figure, axes = plt.subplots(2, 2, figsize=(8, 5.2), sharey="row", layout="constrained")
     panels = (

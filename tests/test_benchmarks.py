@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import samples
+from benchmarks import fit, samples, scaling
 from benchmarks.synthetic import module_of, write_trajectory
 from tests.conftest import ROOT
 from utils.cmd.vector import layer_sizes
@@ -29,12 +29,12 @@ def test_fit(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_sweep(tmp_path):
-    sizes = ("-N", 5_000, "-T", 20, "-K", 50, "-M", 2, "--repeats", 1)
+def test_sweep(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scaling, "STEPS", 2)
+    sizes = ["-N", "5000", "-T", "20", "-K", "50", "-M", "2", "--repeats", "1"]
     plot = tmp_path / "sweep.png"
-    code, out, error = benchmark("fit.py", *sizes, "--folder", tmp_path, "--sweep", plot)
-    assert code == 0, error
-    assert out.count("clustering") == 10
+    assert fit.main([*sizes, "--folder", str(tmp_path), "--sweep", str(plot)]) == 0
+    assert capsys.readouterr().out.count("clustering") == 4
     assert list(tmp_path.iterdir()) == [plot]
 
 
