@@ -173,7 +173,7 @@ def test_percentage_of_what_is_left(again):
 
 
 def test_swa_is_the_mean_of_the_last_snapshots(finished, again):
-    """Its last test equals that of the mean, LeNet having no statistics to count anew."""
+    """Its last test equals that of the mean, as LeNet has no statistics to count again."""
     from utils.base_utils import get_model
     from utils.cmd.vector import write_vector
     from utils.data.datasets import load_dataset

@@ -1,4 +1,4 @@
-"""Numbers that go wrong: what is computed of them, and what is said."""
+"""Numbers that go wrong: what is computed with them, and what is printed."""
 
 import math
 

@@ -154,12 +154,12 @@ def check_landscape(drawn, folder):
         split, count = re.fullmatch(
             r"(training|test) set, (\d+)(?: of \d+)? images", title
         ).groups()
-        assert named[0] == anew(folder, split, int(count)), title
+        assert named[0] == computed_again(folder, split, int(count)), title
         if split == "test" and " of " not in title:
             assert named[0] == small.table_of(folder)["cmd_posthoc"]
 
 
-def anew(folder, split, count):
+def computed_again(folder, split, count):
     """Post-hoc CMD's accuracy on some images at the last epoch, in percent."""
     run, cmd = StoredRun(folder), CMDModel.load(folder / "cmd_posthoc.pt")
     entry, dataset = get_model(run.settings.model), run.dataset().limited(count)

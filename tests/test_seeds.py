@@ -1,4 +1,4 @@
-"""Several seeds: a run each, and what is said of all of them."""
+"""Several seeds: a run for each, and the figures over all of them."""
 
 import json
 import statistics

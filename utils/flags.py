@@ -117,7 +117,7 @@ def add_result_flags(
     _add(results, ("--tensorboard",), option)
     results.add_argument(
         "--overwrite", action="store_true",
-        help="start afresh, whatever the folder holds (default: go on with it)",
+        help="start afresh, and replace what the folder holds (default: go on with it)",
     )  # fmt: skip
 
 

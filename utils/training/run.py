@@ -87,7 +87,7 @@ class Run:
         Args:
             compute: its ranks each open the run.
             watchers: what those that watch the run leave and need.
-            overwrite: start afresh, whatever the folder holds.
+            overwrite: start afresh, and replace what the folder holds.
             weights: what a pretrained model starts from, as the command line has it.
             test_batch_size: images tested at once, where that is no setting; None for what suits
                 the device.
