@@ -132,6 +132,87 @@ def test_lightning_gives_the_weights_back_after_an_error(tmp_path):
     callback.cmd.update_parameters(model)
 
 
+def test_lightning_one_callback_in_two_trainings(tmp_path):
+    callback = for_lightning.CMDCallback(**CMD)
+    loader = DataLoader(TensorDataset(*images()), 8)
+    found = []
+    for number in range(2):
+        lightning.seed_everything(1, verbose=False)
+        model = Lit()
+        trainer = lightning.Trainer(
+            max_epochs=4, callbacks=[callback], default_root_dir=tmp_path / str(number),
+            logger=False, accelerator="cpu", enable_progress_bar=False,
+            enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(model, loader)
+        found.append(callback.cmd)
+    assert found[0].n_updates == found[1].n_updates == 4
+    same(*found)
+    trainer.fit_loop.max_epochs = 6  # the same training goes on
+    trainer.fit(model, loader)
+    assert callback.cmd is found[1] and callback.cmd.n_updates == 6
+
+
+def test_lightning_that_ends_before_the_first_update(tmp_path):
+    callback = for_lightning.CMDCallback(**CMD)
+    trainer = lightning.Trainer(
+        max_steps=2, callbacks=[callback], default_root_dir=tmp_path, logger=False,
+        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="before CMD's first update"):
+        trainer.fit(Lit(), DataLoader(TensorDataset(*images()), 8))
+    assert not (tmp_path / "cmd.ckpt").exists()
+
+
+class Several(Lit):
+    """Three optimizers: the trainer's steps are counted in threes."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, number):
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, number))
+            optimizer.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.Adam(self.parameters(), lr=0.01) for _ in range(3)]
+
+
+def test_lightning_with_several_optimizers(tmp_path):
+    _, _, callback = fit(tmp_path, model=Several(), update_every=10, save_as=None)
+    assert callback.cmd.n_updates == EPOCHS * STEPS * 3 // 10
+
+
+def test_two_callbacks_in_one_lightning_trainer(tmp_path):
+    lightning.seed_everything(1, verbose=False)
+    one, two = (
+        for_lightning.CMDCallback(**(CMD | {"memory": memory}), evaluate=memory is None)
+        for memory in (None, 4)
+    )
+    loader = DataLoader(TensorDataset(*images()), 8)
+
+    def trained(callbacks, epochs, resume=None):
+        trainer = lightning.Trainer(
+            max_epochs=epochs, callbacks=[*callbacks], default_root_dir=tmp_path, logger=False,
+            accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(Lit(), loader, loader, ckpt_path=resume)
+        return trainer
+
+    last = trained([one, two], 4).checkpoint_callback.best_model_path
+    assert one.cmd.memory is None and two.cmd.memory == 4
+    again = [for_lightning.CMDCallback(**(CMD | {"memory": memory}), evaluate=memory is None)
+             for memory in (None, 4)]  # fmt: skip
+    trained(again, 6, last)
+    assert [callback.cmd.n_updates for callback in again] == [6, 6]
+    two = for_lightning.CMDCallback(**(CMD | {"memory": 4}))
+    with pytest.raises(ValueError, match="evaluate=False to one"):
+        trained([for_lightning.CMDCallback(**CMD), two], 4)
+
+
 def test_steps_are_counted_from_one():
     for module in (for_lightning, for_transformers):
         with pytest.raises(ValueError, match="update_every"):
@@ -284,3 +365,49 @@ def test_trainer_with_a_plain_module(tmp_path):
     _, _, callback, _ = hf(tmp_path, model=Plain())
     saved = load_file(tmp_path / "cmd/model.safetensors")
     assert torch.equal(saved["embed.weight"], callback.cmd.module.embed.weight)
+
+
+def test_trainer_one_callback_in_two_trainings(tmp_path):
+    trainer, _, callback, _ = hf(tmp_path / "first")
+    first = callback.cmd
+    trainer.train()
+    assert callback.cmd is not first and callback.cmd.n_updates == EPOCHS
+
+
+class Breaks(transformers.TrainerCallback):
+    """An error in the evaluation of one epoch."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def on_prediction_step(self, args, state, control, **_):
+        if state.epoch == self.at:
+            self.at = None
+            raise RuntimeError("evaluation broke")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_trainer_after_an_error_in_an_evaluation(tmp_path, resume):
+    model, callback = bert(), for_transformers.CMDCallback(**CMD)
+    args = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "whole"), num_train_epochs=EPOCHS, report_to=[], use_cpu=True,
+        per_device_train_batch_size=8, eval_strategy="epoch", save_strategy="epoch",
+        disable_tqdm=True, learning_rate=0.01,
+    )  # fmt: skip
+    trainer = transformers.Trainer(
+        model, args, train_dataset=Rows(), eval_dataset=Rows(8), callbacks=[callback, Breaks(4)]
+    )
+    with pytest.raises(RuntimeError, match="evaluation broke"):
+        trainer.train()
+    trainer.train(resume_from_checkpoint=resume or None)
+    assert callback.cmd.n_updates == EPOCHS
+    if resume:
+        _, expected, whole, _ = hf(tmp_path / "other", arguments={"learning_rate": 0.01})
+        same(callback.cmd, whole.cmd)
+        assert torch.equal(read_vector(model), read_vector(expected))
+
+
+def test_trainer_that_ends_before_the_first_update(tmp_path):
+    with pytest.warns(UserWarning, match="before CMD's first update"):
+        hf(tmp_path, arguments={"max_steps": 2})
+    assert not (tmp_path / "cmd").exists()

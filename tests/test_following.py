@@ -542,6 +542,207 @@ def test_statistics_by_update_bn():
     assert cmd.module[1].momentum == 0.1 and not cmd.module[1].running_mean.requires_grad
 
 
+# what else is met --------------------------------------------------------------------------------
+
+
+def stepped(model, *cmds):
+    """Move the floating-point parameters, and update."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.rand_like(parameter) / 10
+    for cmd in cmds:
+        cmd.update_parameters(model)
+
+
+def test_a_block_gives_back_buffers_that_were_replaced():
+    model = net()
+    cmd = OnlineCMD(model, 3, 40, 1)
+    for epoch in range(4):
+        train(model, 2, epoch)
+        cmd.update_parameters(model)
+    before, own = state(model), [id(buffer) for buffer in model.buffers()]
+    with cmd.applied_to(model):
+        model.double().float()
+        model.shift = model.shift + 1
+    assert all(map(torch.equal, before, state(model)))
+    assert own == [id(buffer) for buffer in model.buffers()]
+
+
+class WithBuffers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        with torch.inference_mode():
+            self.register_buffer("cached", torch.ones(3), persistent=False)
+        self.register_buffer("coo", torch.eye(3).to_sparse(), persistent=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.register_buffer("csr", torch.eye(3).to_sparse_csr(), persistent=False)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+def test_buffers_that_cannot_be_written_in_place():
+    model = WithBuffers()
+    cmd = OnlineCMD(model, 2, 12, 1, module=WithBuffers())
+    for _ in range(3):
+        stepped(model, cmd)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    kept = (model.cached, model.coo, model.csr)
+    with cmd.applied_to(model):
+        assert torch.equal(model.linear.weight, cmd.module.linear.weight)
+    assert model.cached is kept[0] and model.coo is kept[1] and model.csr is kept[2]
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_within_inference_mode():
+    model = nn.Linear(4, 4)
+    cmd, plain = (OnlineCMD(model, 2, 20, 2) for _ in range(2))
+    for epoch in range(6):
+        stepped(model, plain)
+        with torch.inference_mode(epoch % 2 == 0):
+            cmd.update_parameters(model)
+    assert everything(cmd) == everything(plain)
+
+
+class Moody(nn.Linear):
+    """Its extra state cannot be had, or taken, when it is told so."""
+
+    broken = ""
+
+    def get_extra_state(self):
+        if self.broken == "get":
+            raise RuntimeError("not now")
+        return threading.Lock() if self.broken == "copy" else {"n": 1}
+
+    def set_extra_state(self, value):
+        if self.broken == "set":
+            raise RuntimeError("not now")
+
+
+@pytest.mark.parametrize("kind", ["get", "copy", "set"])
+@pytest.mark.parametrize("epoch", [1, 3, 5])
+def test_extra_states_that_fail_leave_no_trace(kind, epoch):
+    torch.manual_seed(0)
+    model = Moody(4, 4)
+    cmd, clean = (OnlineCMD(model, 2, 20, 3) for _ in range(2))
+    for number in range(7):
+        stepped(model, clean)
+        if number == epoch:
+            before = everything(cmd)
+            fails = cmd.module if kind == "set" else model
+            fails.broken = kind
+            with pytest.raises(ValueError, match=f"update {epoch}: the extra state of"):
+                cmd.update_parameters(model)
+            fails.broken = ""
+            assert everything(cmd) == before
+        cmd.update_parameters(model)
+    assert everything(cmd) == everything(clean)
+
+
+def test_used_as_torch_uses_an_averaged_model():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    cmd = OnlineCMD(model, 2, 20, 1)
+    for _ in range(3):
+        stepped(model, cmd)
+    before = cmd.module[1].running_mean.clone()
+    assert cmd.eval() is cmd and not cmd.training
+    update_bn(torch.randn(5, 16, 4), cmd)
+    assert not torch.equal(before, cmd.module[1].running_mean)
+    assert next(iter(cmd.parameters())) is cmd.module[0].weight
+    with pytest.raises(AttributeError, match="no 'cuda'"):
+        cmd.cuda()
+    assert torch.equal(copy.deepcopy(cmd).module[0].weight, cmd.module[0].weight)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("part", [False, True])
+def test_scripted_modules(part):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    if part:
+        model[0] = torch.jit.script(model[0])
+    else:
+        model = torch.jit.script(model)
+    cmd = OnlineCMD(model, 2, 20, 4)
+    for _ in range(3):
+        stepped(model, cmd)
+        assert torch.equal(cmd(torch.ones(1, 4)), model(torch.ones(1, 4)))
+
+
+def renamed(model):
+    """Its state dictionary has other names than its modules."""
+
+    def rename(module, state, prefix, _):
+        for name in list(state):
+            state[f"other.{name}"] = state.pop(name)
+
+    model.register_state_dict_post_hook(rename)
+    return model
+
+
+@pytest.mark.parametrize("wrap", [renamed, checkpoint_wrapper, WRAPPINGS["checkpointed"]])
+@pytest.mark.parametrize("stop", [1, 4, 6])
+def test_resumes_whatever_the_state_dictionary_is(wrap, stop):
+    model = wrap(net())
+    cmd = OnlineCMD(model, 3, 40, 4)
+    for epoch in range(stop):
+        train(model, 1, epoch)
+        cmd.update_parameters(model)
+    again = OnlineCMD(wrap(net(1)), 3, 40, 4)
+    again.load_state_dict(cmd.state_dict())
+    for epoch in range(stop, 8):
+        train(model, 1, epoch)
+        cmd.update_parameters(model)
+        again.update_parameters(model)
+    assert everything(again) == everything(cmd)
+
+
+def test_states_that_do_not_fit_change_nothing():
+    model, other = net(), net()
+    cmd = OnlineCMD(model, 3, 40, 4)
+    beside = OnlineCMD(model, 3, 40, 4, memory=5, beside=cmd)
+    target = OnlineCMD(other, 3, 40, 4, memory=5)
+    for epoch in range(3):
+        train(model, 1, epoch)
+        cmd.update_parameters(model)
+        beside.update_parameters(model)
+        target.update_parameters(other)
+    before = everything(target)
+    with pytest.raises(ValueError, match="beside="):
+        target.load_state_dict(beside.state_dict())
+    complete = OnlineCMD(model, 3, 40, 4, memory=5).state_dict()
+    for name in ("sample", "snapshots", "state", "moments", "n_updates", "tensors"):
+        state = {key: value for key, value in complete.items() if key != name}
+        with pytest.raises((KeyError, ValueError)):
+            target.load_state_dict(state)
+    assert everything(target) == before
+
+
+def test_a_buffer_that_came_late_is_resumed():
+    model = nn.Linear(3, 3)
+    cmd = OnlineCMD(model, 2, 12, 2)
+    model.register_buffer("late", torch.arange(3))
+    stepped(model, cmd)
+    again = OnlineCMD(nn.Linear(3, 3), 2, 12, 2)
+    again.load_state_dict(cmd.state_dict())
+    assert torch.equal(again.module.late, model.late)
+
+
+def test_a_tensor_without_values_is_named():
+    with pytest.raises(ValueError, match="'weight' has no values yet"):
+        OnlineCMD(nn.Linear(3, 3, device="meta"), 2, 12, 2)
+    model = nn.Linear(3, 3)
+    cmd = OnlineCMD(model, 2, 12, 2)
+    with pytest.raises(ValueError, match="update 0: tensor 'weight' has no values"):
+        cmd.update_parameters(nn.Linear(3, 3, device="meta"))
+    model = nn.BatchNorm1d(3)
+    cmd = OnlineCMD(model, 2, 12, 2)
+    model.register_buffer("running_mean", torch.zeros(3), persistent=False)
+    with pytest.raises(ValueError, match="'running_mean' is no longer dense"):
+        cmd.update_parameters(model)
+
+
 # drawn at random ----------------------------------------------------------------------------------
 
 

@@ -35,7 +35,8 @@ def copy_module(module: nn.Module) -> nn.Module:
     replaced: dict[int, Any] = {}
     while True:
         try:
-            copied = copy.deepcopy(module, dict(replaced))
+            with torch.inference_mode(False), torch.no_grad():
+                copied = copy.deepcopy(module, dict(replaced))
             break
         except Exception as error:
             refused = _refused(error.__traceback__)
@@ -46,9 +47,8 @@ def copy_module(module: nn.Module) -> nn.Module:
                 ) from error
             computed = isinstance(refused, Tensor)
             replaced[id(refused)] = refused.detach().clone() if computed else refused
-    copied.requires_grad_(False)
     for parameter in copied.parameters():
-        parameter.grad = None
+        parameter.requires_grad_(False).grad = None
     _own_memory(copied)
     return copied
 
@@ -81,3 +81,9 @@ def overlaps(tensor: Tensor) -> bool:
     return any(
         size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
     )
+
+
+def writable(buffer: Tensor) -> bool:
+    """Whether a buffer can be written to in place: not if it was expanded, is sparse, or was made
+    in inference mode."""
+    return buffer.layout == torch.strided and not overlaps(buffer) and not buffer.is_inference()

@@ -1,9 +1,7 @@
 """A module that follows another: which of its tensors CMD models, and which are copied."""
 
-import contextlib
 import copy
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,19 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin
 
-from .copies import copy_module, overlaps, unwrapped
-from .vector import Entry, assign, named_layers, read_vector, walk, whole, write_pieces
+from .applied import Applied, reshard
+from .copies import copy_module, unwrapped, writable
+from .names import DATA_PARALLEL, WRAPPERS, by_name, modules_by_name, without
+from .vector import Entry, assign, named_layers, read_vector, whole, write_pieces
 
 Which = Callable[[str], bool] | Literal["trainable"] | None
-# parts of names that compiling, FSDP, checkpointing of activations and Fabric put in
-WRAPPERS = (
-    "_orig_mod",
-    "_fsdp_wrapped_module",
-    "_checkpoint_wrapped_module",
-    "_forward_module",
-    "_original_module",
-)
-DATA_PARALLEL = "module"  # the same of (Distributed)DataParallel, which a model may use itself
+EXTRA_STATE = "_extra_state"  # torch's name for it in state dictionaries
 
 
 @dataclass(frozen=True)
@@ -74,10 +66,12 @@ class Mirror:
             ValueError: the model cannot be copied, `module` differs from it, or there is no layer.
         """
         model = unwrapped(model)
-        found = _by_name(model)
+        found = by_name(model)
         for entry in found.values():
             if isinstance(entry.tensor, UninitializedTensorMixin):
                 raise ValueError(f"tensor {entry.name!r} has no shape yet: run the model once")
+            if entry.tensor.is_meta:
+                raise ValueError(f"tensor {entry.name!r} has no values yet: load the model first")
         self.module = copy_module(model) if module is None else module
         followed = {
             name: entry.tensor
@@ -96,7 +90,7 @@ class Mirror:
         self._known = {name for name, entry in found.items() if _is_fixed(entry)}
         self._apart = _apart(found)
         if module is not None:
-            self._require_layers(_by_name(module), "module=", dtypes=False)
+            self._require_layers(by_name(module), "module=", dtypes=False)
         elif device is not None:
             self.module.to(device)
         device = torch.device(device or next(iter(first.values())).device)
@@ -124,7 +118,7 @@ class Mirror:
             ValueError: the model is not the one that the mirror was made of, or θ is not finite.
         """
         reshard(model)
-        found = _by_name(model)
+        found = by_name(model)
         layers = self._require_layers(found, "the model")
         if out is None:
             out = torch.empty(self.n_weights, device=self.constant.device)
@@ -150,88 +144,103 @@ class Mirror:
 
     def write(self, pieces: Iterable[Tensor]) -> None:
         """Write θ into the module's layers, in consecutive pieces, float [n] each."""
-        found = _by_name(self.module)
+        found = by_name(self.module)
         if len(self.constant):
             pieces = self._with_constants(pieces)
         write_pieces(pieces, {layer.name: found[layer.name].tensor for layer in self.layers})
 
-    def copy_from(self, model: nn.Module, layers: bool) -> None:
-        """Copy the tensors and extra states of the model.
+    def extra_states(self, model: nn.Module) -> dict[str, Any]:
+        """Copy the extra states of the model's modules, by name.
+
+        Raises:
+            ValueError: a module cannot give it, or it cannot be copied.
+        """
+        states = {}
+        for name, part in modules_by_name(model).items():
+            if _has_extra_state(part):
+                try:
+                    states[name] = copy.deepcopy(part.get_extra_state())
+                except Exception as error:
+                    raise ValueError(
+                        f"the extra state of {name or 'the model'!r}: {error}"
+                    ) from error
+        return states
+
+    def copy_from(self, model: nn.Module, layers: bool, states: Mapping[str, Any]) -> None:
+        """Copy the tensors of the model, and extra states.
 
         Args:
             layers: whether the layers, too, which is exact in any dtype; everything else if not.
+            states: what `extra_states` gave.
+
+        Raises:
+            ValueError: a module refuses its extra state; then nothing has changed.
         """
-        owners, theirs = _modules_by_name(self.module), _modules_by_name(model)
-        states = {
-            name: copy.deepcopy(part.get_extra_state())
-            for name, part in theirs.items()
-            if _has_extra_state(part) and name in owners
-        }
-        for name, state in states.items():
-            owners[name].set_extra_state(state)
-        ours = _by_name(self.module)
+        self._set_extra_states(states)
+        owners, ours = modules_by_name(self.module), by_name(self.module)
         modelled = set() if layers else {id(ours[layer.name].tensor) for layer in self.layers}
-        for name, entry in _by_name(model).items():
+        for name, entry in by_name(model).items():
             if name not in ours or id(ours[name].tensor) not in modelled:
                 copy_entry(entry, ours.get(name), owners.get(name.rpartition(".")[0]))
 
-    @contextlib.contextmanager
-    def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """Give the model the module's parameters and buffers within a block, and its own after."""
+    def apply_to(self, model: nn.Module) -> Applied:
+        """Give the model the module's parameters and buffers.
+
+        Raises:
+            ValueError: it is not the model that the mirror was made of.
+        """
         reshard(model)
-        ours, theirs = _by_name(self.module), _by_name(model)
+        theirs = by_name(model)
         self._require_layers(theirs, "the model", dtypes=False)
-        kept: list[tuple[Tensor, Tensor]] = []
-        try:
-            for name, entry in theirs.items():
-                if name not in ours or ours[name].tensor.shape != entry.tensor.shape:
-                    continue
-                tensor, value = entry.tensor, ours[name].tensor.detach()
-                mine = whole(tensor.detach())
-                value = whole(value).to(mine.device, mine.dtype)
-                frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad
-                if (frozen or overlaps(mine)) and torch.equal(mine, value):
-                    continue  # a large model's base need not be there twice
-                kept.append((tensor, tensor.detach().clone()))
-                assign(tensor, value)
-            yield
-        finally:
-            reshard(model)
-            with torch.no_grad():
-                for tensor, before in reversed(kept):
-                    tensor.copy_(before)
+        return Applied(model, theirs, by_name(self.module))
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs; without tensors of its own."""
+        """Return what `load_state_dict` needs; without tensors of its own."""
         return {
-            "module": self.module.state_dict(),
-            "buffers": {
-                entry.name: entry.tensor for entry in walk(self.module) if not entry.persistent
-            },
+            "tensors": {name: entry.tensor for name, entry in by_name(self.module).items()},
+            "extra_states": self.extra_states(self.module),
             "constant": self.constant,
             "values": self.values,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state, or from one saved before there were constants and other buffers."""
-        ours = {entry.name: entry for entry in walk(self.module)}
-        owners = dict(self.module.named_modules(remove_duplicate=False))
-        saved = state["module"]
-        layers = {layer.name: layer for layer in self.layers}
-        for name, entry in _by_name(self.module).items():
-            tensor = saved.get(entry.name)
-            if name in layers and (tensor is None or tensor.shape != layers[name].shape):
-                raise ValueError(f"tensor {entry.name!r} was saved with another shape, or not")
-            if tensor is not None and tensor.shape != entry.tensor.shape:
-                copy_entry(entry._replace(tensor=tensor), entry, entry.owner)
-        self.module.load_state_dict(saved)
-        for name, tensor in state.get("buffers", {}).items():
+    def check_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Check that `load_state_dict` can take a state.
+
+        Raises:
+            ValueError: a layer is missing, or has another shape.
+        """
+        saved = _saved(state)[0]
+        for layer in self.layers:
+            if layer.name not in saved or saved[layer.name].shape != layer.shape:
+                raise ValueError(f"tensor {layer.name!r} was saved with another shape, or not")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state, also from one saved before there were constants."""
+        tensors, states = _saved(state)
+        self._set_extra_states(states)
+        ours, owners = by_name(self.module), modules_by_name(self.module)
+        for name, tensor in tensors.items():
             prefix, _, key = name.rpartition(".")
-            entry = Entry(name, self.module, key, tensor, False)
-            copy_entry(entry, ours.get(name), owners.get(prefix))
+            entry = ours.get(name, Entry(name, self.module, key, tensor, False))
+            copy_entry(entry._replace(tensor=tensor), ours.get(name), owners.get(prefix))
         device = self.constant.device
         self.constant = state.get("constant", self.constant[:0]).to(device)
         self.values = state.get("values", self.values[:0]).to(device)
+
+    def _set_extra_states(self, states: Mapping[str, Any]) -> None:
+        owners, before = modules_by_name(self.module), []
+        for name, state in states.items():
+            if name not in owners:
+                continue
+            owner = owners[name]
+            try:
+                old = copy.deepcopy(owner.get_extra_state())
+                owner.set_extra_state(state)
+                before.append((owner, old))
+            except Exception as error:
+                for changed, old in before:
+                    changed.set_extra_state(old)
+                raise ValueError(f"the extra state of {name or 'the model'!r}: {error}") from error
 
     def _with_constants(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
         start = 0
@@ -256,6 +265,8 @@ class Mirror:
                 raise ValueError(f"tensor {layer.name!r} is missing from {what}")
             entry = found[layer.name]
             shape, dtype = entry.tensor.shape, entry.tensor.dtype
+            if entry.tensor.is_meta:
+                raise ValueError(f"tensor {entry.name!r} has no values in {what}")
             if shape != layer.shape:
                 raise ValueError(
                     f"tensor {entry.name!r} is {list(shape)} in {what}, it was {list(layer.shape)}"
@@ -263,6 +274,11 @@ class Mirror:
             if dtypes and layer.dtype not in (dtype, None):
                 raise ValueError(
                     f"tensor {entry.name!r} is {dtype} in {what}, it was {layer.dtype}"
+                )
+            if layer.dtype is not None and not is_layer(entry):
+                raise ValueError(
+                    f"tensor {entry.name!r} is no longer dense, floating-point and in the state "
+                    f"dictionary of {what}"
                 )
         for name, entry in found.items():
             if _is_fixed(entry) and name not in self._known:
@@ -281,16 +297,6 @@ class Mirror:
         return layer.name
 
 
-def reshard(model: nn.Module) -> None:
-    """Have the modules of FSDP2 let go of whole parameters, which they may keep from a forward pass
-    to the next, so that the sharded ones are read and written."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # where it was not imported there is none
-    if fsdp is not None:
-        for part in model.modules():
-            if isinstance(part, fsdp.FSDPModule):
-                part.reshard()
-
-
 def is_layer(entry: Entry) -> bool:
     """Whether CMD can model this tensor: a floating-point parameter or persistent buffer."""
     tensor = entry.tensor
@@ -300,14 +306,12 @@ def is_layer(entry: Entry) -> bool:
 @torch.no_grad()
 def copy_entry(entry: Entry, ours: Entry | None, owner: nn.Module | None) -> None:
     """Copy a parameter or buffer into ours, or put a copy of it in our owner's place where ours is
-    of another shape or dtype, or is not there."""
-    if ours is not None and (ours.tensor.shape, ours.tensor.dtype) == (
-        entry.tensor.shape,
-        entry.tensor.dtype,
-    ):
-        assign(ours.tensor, whole(entry.tensor.detach()))
-    elif ours is not None and isinstance(ours.tensor, nn.Parameter):
-        assign(ours.tensor, whole(entry.tensor.detach()))  # of a copy in another dtype
+    of another shape or dtype, cannot be written to, or is not there."""
+    mine, theirs = None if ours is None else ours.tensor, entry.tensor
+    alike = mine is not None and (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
+    # a parameter may be that of a copy in another dtype
+    if isinstance(mine, nn.Parameter) or (alike and writable(mine)):
+        assign(mine, whole(theirs.detach()))
     elif owner is not None and entry.key not in owner._parameters:
         device = entry.tensor.device if ours is None else ours.tensor.device
         value = whole(entry.tensor.detach()).clone().to(device)
@@ -333,35 +337,19 @@ def _apart(found: dict[str, Entry]) -> set[str]:
     return {name for name, _ in named_layers(tensors)}
 
 
-def _by_name(module: nn.Module) -> dict[str, Entry]:
-    """The parameters and buffers by their names without those of wrappers."""
-    found: dict[str, Entry] = {}
-    entries = list(walk(module))
-    for entry in entries:
-        name = _without(entry.name, (*WRAPPERS, DATA_PARALLEL))
-        if found.setdefault(name, entry).tensor is not entry.tensor:
-            break  # the model has a module of the name `module` beside others: keep them apart
-    else:
-        return found
-    names = [_without(entry.name, WRAPPERS) for entry in entries]
-    while all(name.startswith(f"{DATA_PARALLEL}.") for name in names):
-        names = [name.removeprefix(f"{DATA_PARALLEL}.") for name in names]
-    return dict(zip(names, entries, strict=True))
-
-
-def _modules_by_name(module: nn.Module) -> dict[str, nn.Module]:
-    """The modules by their names without those of wrappers; a wrapper's is of what it wraps."""
-    return {
-        _without(f"{name}.", (*WRAPPERS, DATA_PARALLEL)).rstrip("."): part
-        for name, part in module.named_modules(remove_duplicate=False)
-    }
-
-
-def _without(name: str, parts: tuple[str, ...]) -> str:
-    """A tensor's name without some parts of the names of its modules."""
-    *modules, key = name.split(".")
-    return ".".join([*(module for module in modules if module not in parts), key])
-
-
 def _has_extra_state(module: nn.Module) -> bool:
     return type(module).get_extra_state is not nn.Module.get_extra_state
+
+
+def _saved(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and extra states of a state, by the names of `by_name`."""
+    if "tensors" in state:
+        return state["tensors"], state["extra_states"]
+    tensors, states = {}, {}  # saved when it was the module's own state dictionary
+    for name, value in state["module"].items():
+        prefix, _, key = without(name, WRAPPERS).rpartition(".")
+        if key == EXTRA_STATE:
+            states[prefix] = value
+        else:
+            tensors[without(name, (*WRAPPERS, DATA_PARALLEL))] = value
+    return tensors, states

@@ -135,11 +135,25 @@ class OnlineCMD:
     def layers(self) -> list[str]:
         return [layer.name for layer in self._mirror.layers]
 
+    def train(self, mode: bool = True) -> "OnlineCMD":
+        """Put `self.module` in training or evaluation mode."""
+        self.module.train(mode)
+        return self
+
+    def eval(self) -> "OnlineCMD":
+        return self.train(False)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return from `self.module` what torch's functions ask of a model, such as update_bn."""
+        if name in ("training", "modules", "parameters", "named_parameters", "buffers",
+                    "named_buffers"):  # fmt: skip
+            return getattr(self.module, name)
+        raise AttributeError(f"OnlineCMD has no {name!r}; its module may have")
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what `self.module` makes of the arguments."""
         return self.module(*args, **kwargs)
 
-    @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Take in the weights of the model and bring `self.module` up to date.
 
@@ -152,24 +166,26 @@ class OnlineCMD:
         if self._applied:
             raise ValueError("within applied_to the model does not have its own weights")
         epoch = self.n_updates
-        try:
-            theta = self._mirror.read(model, self._theta, first=epoch == 0)
-        except ValueError as error:
-            raise ValueError(f"update {epoch}: {error}") from None
-        self._theta = theta
-        if epoch == self.warmup:
-            self._fit(theta)
-        self._mirror.copy_from(model, layers=epoch < self.warmup)
-        if epoch < self.warmup:
-            if self._history is None and self._beside is None and epoch >= self.start:
-                self._snapshots.append(theta.cpu().clone())
-        elif epoch == self.warmup:
-            cmd = self.model
-            self._mirror.write([cmd.reconstruct(theta[cmd.reference])])
-        else:
-            self._warmup = None
-            self._update(theta)
-        self.n_updates += 1
+        with torch.inference_mode(False), torch.no_grad():
+            try:
+                theta = self._mirror.read(model, self._theta, first=epoch == 0)
+                states = self._mirror.extra_states(model)
+                fitted = self._fit(theta) if epoch == self.warmup else None
+                self._mirror.copy_from(model, epoch < self.warmup, states)
+            except ValueError as error:
+                raise ValueError(f"update {epoch}: {error}") from error.__cause__
+            self._theta = theta
+            if epoch < self.warmup:
+                if self._history is None and self._beside is None and epoch >= self.start:
+                    self._snapshots.append(theta.cpu().clone())
+            elif fitted is not None:
+                self._begin(*fitted)
+                cmd = self.model
+                self._mirror.write([cmd.reconstruct(theta[cmd.reference])])
+            else:
+                self._warmup = None
+                self._update(theta)
+            self.n_updates += 1
 
     @contextlib.contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -179,12 +195,13 @@ class OnlineCMD:
         Raises:
             ValueError: it is another model than the one that is followed.
         """
-        with self._mirror.applied_to(model):
-            self._applied += 1
-            try:
-                yield model
-            finally:
-                self._applied -= 1
+        applied = self._mirror.apply_to(model)
+        self._applied += 1
+        try:
+            yield model
+        finally:
+            self._applied -= 1
+            applied.take_back()
 
     @property
     def _decay(self) -> float:
@@ -210,8 +227,9 @@ class OnlineCMD:
         history = torch.stack(self._reference_history)
         return CMDModel(a, b, mode.clone(), reference.clone(), history)
 
-    def _fit(self, theta: Tensor) -> None:
-        """Find modes and references, or take them over, and the moments over the warm-up."""
+    def _fit(self, theta: Tensor) -> tuple[Snapshots, ReferenceMoments, Tensor, dict[str, Tensor]]:
+        """Find modes and references, or take them over, and the moments over the warm-up: what
+        `_begin` takes."""
         if self._beside is None:
             snapshots = self._read_warmup(theta)
             reference = shared_references(snapshots, self._sample, self.modes, self._ranks)
@@ -240,12 +258,20 @@ class OnlineCMD:
             for part, *values in found:
                 here = slice(part.start - own.start, part.stop - own.start)
                 mean[here], covariance[here] = values
+        state = {"mean": mean, "covariance": covariance, "mode": mode, "reference": reference}
+        return snapshots, moments, columns, state
+
+    def _begin(
+        self,
+        snapshots: Snapshots,
+        moments: ReferenceMoments,
+        columns: Tensor,
+        state: dict[str, Tensor],
+    ) -> None:
+        """End the warm-up with what `_fit` found."""
         self._warmup = snapshots if self._shared else None
         self._snapshots = []
-        self._moments, self._reference_history = moments, list(columns)
-        self._state = {
-            "mean": mean, "covariance": covariance, "mode": mode, "reference": reference
-        }  # fmt: skip
+        self._moments, self._reference_history, self._state = moments, list(columns), state
 
     def _read_warmup(self, theta: Tensor) -> Snapshots:
         """Snapshots start … F, of which θ is the last."""
@@ -335,7 +361,7 @@ class OnlineCMD:
     def load_state_dict(self, state: dict) -> None:
         """Go on from the state_dict of an OnlineCMD of an equal model and the same settings.
 
-        Raises ValueError if the settings differ.
+        Raises ValueError if the settings or layers differ; then nothing has changed.
         """
         saved = {"memory": None} | state["settings"]  # there was none before there was a choice
         if saved != self._settings():
@@ -343,22 +369,30 @@ class OnlineCMD:
         if state.get("layers", self.layers) != self.layers:
             raise ValueError("saved with other layers: of another model, or other parameters=")
         state = copy.deepcopy(state)
+        self._mirror.check_state_dict(state)
+        n_updates, snapshots = state["n_updates"], state["snapshots"]
+        own = self._history is None and self._beside is None and n_updates <= self.warmup
+        if len(snapshots) != (max(0, n_updates - self.start) if own else 0):
+            raise ValueError(
+                f"saved with {len(snapshots)} snapshots of the warm-up after {n_updates} updates: "
+                "history= and beside= have to be as they were"
+            )
         device = self._mirror.constant.device
-        self._mirror.load_state_dict(state)
-        self.n_updates = state["n_updates"]
-        self._sample = state["sample"]
-        self._snapshots = state["snapshots"]
-        self._state = {
+        parameters = {
             name: (value if name == "reference" else value[self._own]).to(device)
             for name, value in state["state"].items()
         }
-        self._reference_history = [values.to(device) for values in state["reference_history"]]
-        self._moments = None
-        if state["moments"] is not None:
-            moments = state["moments"]
-            self._moments = ReferenceMoments(
+        history = [values.to(device) for values in state["reference_history"]]
+        moments = state["moments"]
+        if moments is not None:
+            moments = ReferenceMoments(
                 moments["count"], moments["mean"].to(device), moments["square"].to(device)
             )
+        sample = state["sample"]
+        with torch.inference_mode(False), torch.no_grad():
+            self._mirror.load_state_dict(state)
+        self.n_updates, self._sample, self._snapshots = n_updates, sample, snapshots
+        self._state, self._moments, self._reference_history = parameters, moments, history
 
     def _settings(self) -> dict:
         names = ("modes", "samples", "warmup", "start", "memory")

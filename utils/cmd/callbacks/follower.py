@@ -1,11 +1,16 @@
 """What the callbacks share: an OnlineCMD that is made when training begins."""
 
 import contextlib
+import warnings
+import weakref
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..online import OnlineCMD
+
+_APPLIED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()  # models with reconstructed weights
 
 
 class Follower:
@@ -39,12 +44,19 @@ class Follower:
         self._block = contextlib.ExitStack()  # an open `applied_to`
         self.applied = False
 
-    def begin(self, model: nn.Module) -> None:
-        """Follow this model from now on, or go on with a state that was loaded."""
-        self.cmd = OnlineCMD(model, **self.settings)
+    def begin(self, model: nn.Module, step: int) -> None:
+        """Follow this model from now on, with a state that was loaded, or from the beginning; a
+        training that merely goes on is followed on.
+
+        Args:
+            step: how many optimizer steps there were.
+        """
         if self._saved is not None:
-            self.cmd.load_state_dict(self._saved["cmd"])
-            self._step, self._saved = self._saved["step"], None
+            cmd = OnlineCMD(model, **self.settings)
+            cmd.load_state_dict(self._saved["cmd"])
+            self.cmd, self._step, self._saved = cmd, self._saved["step"], None
+        elif self.cmd is None or step == 0:
+            self.cmd, self._step = OnlineCMD(model, **self.settings), step
 
     def update(self, model: nn.Module, step: int, epoch_ends: bool) -> None:
         """Take in the weights after an optimizer step, if it is time to.
@@ -53,10 +65,21 @@ class Follower:
             step: how many optimizer steps there were.
             epoch_ends: whether an epoch ends with this one.
         """
-        due = epoch_ends if self.update_every is None else step % self.update_every == 0
+        every = self.update_every
+        due = epoch_ends if every is None else step // every > self._step // every
         if due and step > self._step:
             self.cmd.update_parameters(model)
             self._step = step
+
+    def is_worth_saving(self) -> bool:
+        """Whether there was an update; warn if there was none."""
+        if not self.cmd.n_updates:
+            warnings.warn(
+                "training ended before CMD's first update, and no reconstructed model is saved: "
+                "choose a smaller update_every",
+                stacklevel=2,
+            )
+        return self.cmd.n_updates > 0
 
     @property
     def waits(self) -> bool:
@@ -64,14 +87,37 @@ class Follower:
         return self._saved is not None
 
     def apply(self, model: nn.Module) -> None:
-        """Give the model the reconstructed weights until `give_back`."""
+        """Give the model the reconstructed weights until `give_back`.
+
+        Raises:
+            ValueError: another callback has done so.
+        """
+        if model in _APPLIED:
+            raise ValueError("two CMDCallbacks evaluate one model: give evaluate=False to one")
         self._block.enter_context(self.cmd.applied_to(model))
+        self._block.callback(_APPLIED.discard, model)
+        _APPLIED.add(model)
         self.applied = True
 
     def give_back(self) -> None:
         """Give the model its own weights, if it does not have them."""
-        self._block.close()
         self.applied = False
+        self._block.close()
+
+    def give_back_before_training(self, model: nn.Module, resumed: bool) -> None:
+        """Undo what an earlier training left, which an error ended within an evaluation.
+
+        Args:
+            resumed: whether the model was loaded since, and keeps what it has.
+        """
+        if not self.applied:
+            return
+        tensors = (*model.parameters(), *model.buffers())
+        loaded = [tensor.detach().clone() for tensor in tensors] if resumed else []
+        self.give_back()
+        with torch.no_grad():
+            for tensor, value in zip(tensors, loaded, strict=False):
+                tensor.copy_(value)
 
     def state(self) -> dict[str, Any]:
         """What `load` needs; empty before training begins."""

@@ -6,7 +6,12 @@ from typing import Any
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
 except ImportError:  # the same library under its other name
-    from pytorch_lightning import Callback, LightningModule, Trainer
+    try:
+        from pytorch_lightning import Callback, LightningModule, Trainer
+    except ImportError as missing:
+        raise ImportError("Lightning is not installed: pip install lightning") from missing
+
+from torch import nn
 
 from .follower import Follower
 
@@ -53,8 +58,18 @@ class CMDCallback(Callback):
     def cmd(self):
         return self._follower.cmd
 
+    @property
+    def state_key(self) -> str:
+        """What tells callbacks of different settings apart in a checkpoint."""
+        settings = {
+            name: getattr(value, "__qualname__", value)
+            for name, value in self._follower.settings.items()
+            if not isinstance(value, nn.Module)
+        }
+        return self._generate_state_key(every=self._follower.update_every, **settings)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._follower.begin(pl_module)
+        self._follower.begin(pl_module, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int
@@ -63,7 +78,7 @@ class CMDCallback(Callback):
         self._follower.update(pl_module, trainer.global_step, trainer.is_last_batch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.save_as is None:
+        if self.save_as is None or not self._follower.is_worth_saving():
             return
         with self.cmd.applied_to(pl_module):
             path = Path(trainer.default_root_dir) / self.save_as
@@ -95,6 +110,6 @@ class CMDCallback(Callback):
     def _apply(self, model: LightningModule) -> None:
         follower = self._follower
         if follower.waits:  # a checkpoint was loaded to be tested
-            follower.begin(model)
+            follower.begin(model, 0)
         if follower.evaluate and follower.cmd is not None:
             follower.apply(model)

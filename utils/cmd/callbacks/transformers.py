@@ -63,6 +63,8 @@ class CMDCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._evaluated = False
+        self._follower.give_back_before_training(kwargs["model"], resumed=state.global_step > 0)
         if state.global_step:
             path = self._checkpoint(args, state) / STATE
             if not path.exists():
@@ -71,7 +73,7 @@ class CMDCallback(TrainerCallback):
                     "resumed from; name its folder by CMDCallback(resume_from=…)"
                 )
             self._follower.load(read_pickled(path))
-        self._follower.begin(kwargs["model"])
+        self._follower.begin(kwargs["model"], state.global_step)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self._evaluated = False
@@ -86,7 +88,9 @@ class CMDCallback(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._follower.update(kwargs["model"], state.global_step, True)
+        # data without a length: the epoch is over unless training was stopped within it
+        over = not (control.should_training_stop or control.should_epoch_stop)
+        self._follower.update(kwargs["model"], state.global_step, over)
         self._apply(control, kwargs["model"])
 
     def on_evaluate(self, *_: Any, **__: Any) -> None:
@@ -113,7 +117,7 @@ class CMDCallback(TrainerCallback):
     ) -> None:
         self._follower.give_back()
         self._evaluated = False
-        if self.save_as is not None and args.should_save:
+        if self.save_as is not None and args.should_save and self._follower.is_worth_saving():
             folder = Path(args.output_dir) / self.save_as
             save_as_trainer(self.cmd.module, folder)
             if kwargs.get("processing_class") is not None:
