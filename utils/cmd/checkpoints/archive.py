@@ -1,6 +1,7 @@
 """Zip files as torch.save writes them: where each record lies, nothing unpacked."""
 
 import struct
+from typing import BinaryIO
 
 from .faults import DamagedError
 from .mapped import Mapped, Record
@@ -27,6 +28,25 @@ def read_archive(file: Mapped, start: int = 0, length: int | None = None) -> dic
     """
     length = file.size - start if length is None else length
     directory, position, count = _directory(file, start, length)
+    with file.path.open("rb") as content:
+        records = _records(file, content, start, directory, position, count)
+    _require_apart(records)
+    if records and not any(record.crc for record in records.values()):
+        for record in records.values():  # torch.serialization.set_crc32_options(False)
+            record.crc, record.crc_places = None, ()
+    return records
+
+
+def _records(
+    file: Mapped, content: BinaryIO, start: int, directory: bytes, position: int, count: int
+) -> dict[str, Record]:
+    """The records that a table of contents names.
+
+    Args:
+        content: the file, open.
+        position: where in it the table begins.
+        count: how many records it should name.
+    """
     records: dict[str, Record] = {}
     at = 0
     for _ in range(count):
@@ -36,7 +56,7 @@ def read_archive(file: Mapped, start: int = 0, length: int | None = None) -> dic
         name = directory[at + ENTRY.size : at + ENTRY.size + name_length]
         extra = directory[at + ENTRY.size + name_length :][:extra_length]
         size, packed, local = _long(extra, size, packed, local)
-        data = _data(file, start + local, name)
+        data = _data(content, start + local, name)
         if data + packed > position:
             raise DamagedError("a record leaves the file")
         key = name.decode("utf-8", "backslashreplace")
@@ -51,10 +71,6 @@ def read_archive(file: Mapped, start: int = 0, length: int | None = None) -> dic
         at += ENTRY.size + name_length + extra_length + comment_length
     if at != len(directory):
         raise DamagedError("its table of contents is of another length")
-    _require_apart(records)
-    if records and not any(record.crc for record in records.values()):
-        for record in records.values():  # torch.serialization.set_crc32_options(False)
-            record.crc, record.crc_places = None, ()
     return records
 
 
@@ -79,9 +95,10 @@ def _directory(file: Mapped, start: int, length: int) -> tuple[bytes, int, int]:
     return file.at(start + offset, size), start + offset, count
 
 
-def _data(file: Mapped, position: int, name: bytes) -> int:
+def _data(content: BinaryIO, position: int, name: bytes) -> int:
     """Where a record's bytes begin, by the header before them."""
-    header = file.at(position, LOCAL.size + len(name))
+    content.seek(position)
+    header = content.read(LOCAL.size + len(name))
     *_, name_length, extra_length = _unpacked(LOCAL, header, 0, b"PK\x03\x04")
     if header[LOCAL.size :] != name or name_length != len(name):
         raise DamagedError("a record's name differs from the table of contents")

@@ -59,11 +59,13 @@ def states(content: Any) -> dict[str, Mapping[Any, Any]]:
         deeper = []
         for path, value in level:
             held = entries(value)
-            if id(value) in seen or "param_groups" in held:  # an optimizer
+            if "param_groups" in held:  # an optimizer
                 continue
-            seen.add(id(value))
             if is_state(held, dimensions=1):
                 found[path] = held
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
             deeper += [
                 (f"{path}.{name}" if path else f"{name}", child)
                 for name, child in held.items()

@@ -120,7 +120,8 @@ class Unpickler(pickle._Unpickler):
             target.update(_pairs(items))
 
     def load_dict(self) -> None:
-        self.append(_pairs(self.pop_mark()))
+        items = self.pop_mark()  # before `append` is looked up, which it changes
+        self.append(_pairs(items))
 
     def load_empty_set(self) -> None:
         self.append(Foreign("builtins.set"))
@@ -129,13 +130,15 @@ class Unpickler(pickle._Unpickler):
         self.pop_mark()
 
     def load_frozenset(self) -> None:
-        self.append(Foreign("builtins.frozenset", tuple(self.pop_mark())))
+        items = self.pop_mark()
+        self.append(Foreign("builtins.frozenset", tuple(items)))
 
     def load_extension(self) -> None:
         raise DamagedError("its pickle uses the registry of extensions")
 
     def load_bytes(self) -> None:
-        self.append(self.read(int.from_bytes(self.read(8), "little")))
+        length = int.from_bytes(self.read(8), "little")
+        self.append(self.read(length))
 
     dispatch.update(
         {

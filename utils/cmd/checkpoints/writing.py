@@ -57,16 +57,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 os.fsync(content.fileno())
         if path.exists():
             path.replace(before)  # a folder with files in it cannot be replaced in one step
-        try:
-            draft.replace(path)
-        except OSError:
-            if before.exists():
-                before.replace(path)
-            raise
+        draft.replace(path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-        if before.is_dir() and path.exists():
+        if before.exists() and not path.exists():
+            before.replace(path)
+        elif before.is_dir():
             shutil.rmtree(before, ignore_errors=True)
+        else:
+            before.unlink(missing_ok=True)
 
 
 def replace_values(
