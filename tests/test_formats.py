@@ -816,7 +816,7 @@ def small(tmp_path_factory):
     return folder
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors", "x/.metadata", "x/__0_0.distcp"])
 def test_damage(small, data, name):
@@ -844,7 +844,7 @@ def test_damage(small, data, name):
     is_checkpoint(path)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_damaged_pickles(small, data, protocol):
