@@ -1,121 +1,210 @@
-"""Fit CMD to checkpoints: a series of state files of one model, of any kind.
+"""Fit CMD to checkpoints: a series of state files or folders of one model, of any kind.
 
     PROGRAM epoch_*.pt --modes 10
     PROGRAM FOLDER --output described
+    PROGRAM run/checkpoint-* --last 20 --exclude "*.bias"
 
-Files are taken in the order given, those of a folder in the order of the numbers in their names.
-One is in memory at a time. The output folder gets cmd.safetensors, CMD's parameters for
-`CMDModel.load`, and the last checkpoint with its weights replaced by their reconstruction, in the
-format given.
+The numbers in the names decide the order. The weights are read once, straight from the files. The
+output folder gets cmd.safetensors, CMD's parameters for `CMDModel.load`; the last checkpoint with
+its weights replaced by their reconstruction, in the format given; and sampled.safetensors, the
+weights that were clustered at each moment.
 """
 
 import argparse
 import contextlib
-import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from .checkpoints import Opened, is_checkpoint, open_checkpoint
+from .checkpoints.alignment import SeriesLayer, align
+from .checkpoints.series import PARAMETERS, RECONSTRUCTED, Series, choose, find_series
+from .checkpoints.snapshots import StoredSnapshots
 from .clustering import sample_weights
 from .errors import InputError
-from .files import whole
+from .files import whole, write_safe
 from .fitting import fit_cmd
-from .quality import Description, describe
-from .snapshots import Snapshots
-from .state_files import Checkpoint, check_same, find_files, layers_of
-from .vector import layer_sizes, named_layers, read_vector, write_vector
+from .model import CMDModel
+from .quality import Description, Descriptions
+from .ranks import ALONE, Ranks
 
-PARAMETERS, RECONSTRUCTED = "cmd.safetensors", "reconstructed"
+SAMPLED = "sampled.safetensors"
 INTERRUPTED = "interrupted; nothing was written"
+BYTES_A_WEIGHT = 9  # of a, b and the mode
 
 
-def fit_checkpoints(args: argparse.Namespace) -> None:
-    """Fit CMD to the files, write the results, and print the report."""
-    files = find_files(args.checkpoints)
+def fit_checkpoints(args: argparse.Namespace, ranks: Ranks = ALONE) -> None:
+    """Fit CMD to the files, write the results, and print the report.
+
+    Args:
+        args: the arguments of `add_arguments`.
+        ranks: the processes that fit a range of the weights each; the first one writes.
+    """
     if args.samples < args.modes:
         raise InputError(f"--samples {args.samples} is below --modes {args.modes}: raise it")
     device = find_device(args.device)
-    outputs = output_files(args.output, files[-1].suffix, args.overwrite)
-    with collected(files, args.key, args.output) as (array, names, sizes):
-        sample = sample_weights(sizes, args.samples, args.seed)
-        try:
-            cmd = fit_cmd(array, sample, args.modes, device=device)
-        except ValueError as error:
-            raise InputError(f"--modes {args.modes}, --samples {args.samples}: {error}") from error
-        found = describe(Snapshots(array, device=device), cmd, sizes)
+    series = find_series(args.checkpoints, is_checkpoint, args.as_given)
+    series = choose(series, getattr(args, "from"), args.to, args.every, args.last)
+    opened = [open_checkpoint(path, args.key) for path in series.paths]
+    alignment = align(opened, args.include, args.exclude)
+    sizes = [layer.numel() for layer in alignment.layers]
+    if args.modes > sum(sizes):
+        raise InputError(f"--modes {args.modes} is more than the {sum(sizes)} weights: lower it")
+    with output_files(args.output, opened[-1].suffix, args.overwrite) as outputs:
+        require_room(args.output, BYTES_A_WEIGHT * sum(sizes) + size_of(series.paths[-1]))
+        print("\n".join((*series.notes, *alignment.notes, told(series, opened))), flush=True)
+        fit(args, device, opened, alignment.layers, outputs, ranks)
+
+
+def fit(
+    args: argparse.Namespace,
+    device: torch.device,
+    opened: Sequence[Opened],
+    layers: Sequence[SeriesLayer],
+    outputs: Sequence[Path],
+    ranks: Ranks,
+) -> None:
+    """Fit the layers of the series, write the results, and print the report."""
+    sizes = [layer.numel() for layer in layers]
+    sample = sample_weights(sizes, args.samples, args.seed)
+    descriptions = Descriptions(sizes)
+    with Progress(layers, ranks) as progress:
+        snapshots = StoredSnapshots(layers, [str(one.path) for one in opened], device, progress)
+        sampled = snapshots.columns(sample)
+        cmd = fit_cmd(snapshots, sample, args.modes, ranks=ranks, watch=descriptions.add)
     cmd = cmd.to("cpu")
-    last = Checkpoint(files[-1], args.key)
-    write_vector(cmd.reconstruct(cmd.reference_history[-1]), last.state)
-    with whole(outputs[0]) as parameters, whole(outputs[1]) as reconstructed:  # both, or neither
-        cmd.save(parameters)
-        last.save(reconstructed)
+    for at, values in zip(snapshots.constant, snapshots.values, strict=True):
+        cmd.b[at] = values
+    found = descriptions.over(ranks)
+    ranks.object_from_first(lambda: write(cmd, sample, sampled, layers, opened, outputs))
     print(
-        f"\n{report(names, found)}\n\n{len(files)} checkpoints of {cmd.n_weights:,} weights in "
-        f"{cmd.modes} modes: {outputs[0]}, {outputs[1]}"
+        f"\n{report([layer.name for layer in layers], found)}\n\n{len(opened)} checkpoints of "
+        f"{cmd.n_weights:,} weights in {cmd.modes} modes: {', '.join(map(str, outputs))}"
     )
 
 
+def told(series: Series, opened: Sequence[Opened]) -> str:
+    """What is fitted, by name."""
+    first, last = opened[0], opened[-1]
+    taken = {each.taken for each in opened} - {""}
+    where = f", of each its {' or '.join(sorted(taken))}" if taken else ""
+    return (
+        f"{len(opened)} checkpoints, from {first.path} to {last.path}{where}; "
+        f"{last.path} is reconstructed"
+    )
+
+
+def write(
+    cmd: CMDModel,
+    sample: Tensor,
+    sampled: Tensor,
+    layers: Sequence[SeriesLayer],
+    opened: Sequence[Opened],
+    outputs: Sequence[Path],
+) -> None:
+    """Write the results, all of them or none."""
+    parameters, reconstructed, curves = outputs
+    with whole(parameters) as draft, whole(curves) as other:
+        cmd.save(draft)
+        content = {"sample": sample, "trajectory": sampled.cpu()}
+        write_safe(content, other, sampled_metadata(layers, opened))
+        note = opened[-1].save(reconstructed, reconstruction(cmd, layers))
+    if note is not None:
+        print(f"note: {note}")
+
+
+def sampled_metadata(layers: Sequence[SeriesLayer], opened: Sequence[Opened]) -> dict[str, str]:
+    """Which weights the sample is of: names and sizes of the layers, and the moments."""
+    return {
+        "layers": "\n".join(layer.name for layer in layers),
+        "sizes": " ".join(str(layer.numel()) for layer in layers),
+        "moments": "\n".join(str(each.path) for each in opened),
+    }
+
+
+def reconstruction(
+    cmd: CMDModel, layers: Sequence[SeriesLayer]
+) -> Mapping[str, Callable[[], Tensor]]:
+    """What makes the last checkpoint's tensors, by name, each when it is needed."""
+    made, start = {}, 0
+    for layer in layers:
+        stop = start + layer.numel()
+        made[layer.name] = partial(reconstructed_layer, cmd, layer.name, slice(start, stop))
+        start = stop
+    return made
+
+
+def reconstructed_layer(cmd: CMDModel, name: str, part: slice) -> Tensor:
+    """A layer of the last checkpoint by CMD; a running variance is at least 0."""
+    values = cmd.of_weights(part).reconstruct(cmd.reference_history[-1])
+    return values.clamp_(min=0) if name.rpartition(".")[2] == "running_var" else values
+
+
+class Progress:
+    """The bytes that were read: a bar, or where there is no terminal a line every tenth."""
+
+    def __init__(self, layers: Sequence[SeriesLayer], ranks: Ranks) -> None:
+        """Show the reading of this rank's share of the layers."""
+        total = sum(
+            stored.numel() * stored.dtype.itemsize for layer in layers for stored in layer.moments
+        )
+        self._total, self._done, self._told = max(1, total // ranks.size), 0, 0
+        self._bar = tqdm(total=self._total, unit="B", unit_scale=True, desc="reading", disable=None)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def __call__(self, n_bytes: int) -> None:
+        """Count bytes."""
+        self._done += n_bytes
+        self._bar.update(n_bytes)
+        tenth = min(10, 10 * self._done // self._total)
+        if not sys.stderr.isatty() and tenth > self._told:
+            self._told = tenth
+            print(f"{10 * tenth} % of {self._total:,} bytes read", flush=True)
+
+
 @contextlib.contextmanager
-def collected(
-    files: Sequence[Path], key: str | None, folder: Path
-) -> Iterator[tuple[np.ndarray, list[str], list[int]]]:
-    """The checkpoints' weights, in a file that is removed when the block ends.
-
-    Yields (the trajectory, a memory map float32 [T, N]; the layers' names; the layers' sizes).
-
-    Raises InputError if a file does not fit the first, or there is no room.
-    """
-    store = folder / f".trajectory-{os.getpid()}"
-    expected: dict[str, tuple[int, ...]] = {}
-    sizes: list[int] = []
-    try:
-        with store.open("wb") as rows:
-            for number, path in enumerate(tqdm(files, "reading", unit="file", disable=None), 1):
-                checkpoint = Checkpoint(path, key)
-                if not expected:
-                    expected, sizes = layers_of(checkpoint), layer_sizes(checkpoint.state)
-                    require_room(folder, 4 * sum(sizes) * len(files))
-                check_same(checkpoint, files[0], expected)
-                check_finite(checkpoint)
-                rows.write(read_vector(checkpoint.state).cpu().numpy().data)
-                if not sys.stderr.isatty():
-                    print(f"{number} of {len(files)}: {path}", flush=True)
-        array = np.memmap(store, np.float32, "r", shape=(len(files), sum(sizes)))
-        yield array, list(expected), sizes
-    finally:
-        store.unlink(missing_ok=True)
-
-
-def check_finite(checkpoint: Checkpoint) -> None:
-    """Raise InputError naming a tensor that holds NaN or infinity."""
-    for name, tensor in named_layers(checkpoint.state):
-        if not tensor.isfinite().all():
-            raise InputError(f"CHECKPOINT {checkpoint.path}: tensor {name!r} is not finite")
-
-
-def output_files(folder: Path, suffix: str, overwrite: bool) -> tuple[Path, Path]:
-    """Where the results go; the folder is made.
+def output_files(folder: Path, suffix: str, overwrite: bool) -> Iterator[tuple[Path, Path, Path]]:
+    """Yield where the results go; the folder is made, and removed if the block leaves none.
 
     Raises InputError if there are results that may not be overwritten.
     """
-    files = folder / PARAMETERS, folder / f"{RECONSTRUCTED}{suffix}"
+    files = folder / PARAMETERS, folder / f"{RECONSTRUCTED}{suffix}", folder / SAMPLED
     for file in files:
         if file.exists() and not overwrite:
             raise InputError(f"--output {folder} holds {file.name}: choose another, or --overwrite")
+    there = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    return files
+    try:
+        yield files
+    finally:
+        if not there:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a file, or of the files in a folder."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+    return path.stat().st_size
 
 
 def require_room(folder: Path, needed: int) -> None:
-    """Raise InputError unless the folder has room for the weights of all checkpoints."""
+    """Raise InputError unless the folder has room for the results."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise InputError(f"--output {folder}: {needed:,} bytes are needed there for a while, "
+        raise InputError(f"--output {folder}: {needed:,} bytes are needed there, "
                         f"{free:,} are free; choose another")  # fmt: skip
 
 
@@ -166,25 +255,57 @@ def at_least(lowest: int):
     return parse
 
 
+def number(text: str) -> float:
+    """A type for argparse: numbers."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `fit_checkpoints`."""
     parser.add_argument(
-        "checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="files, or one folder"
-    )
+        "checkpoints", nargs="+", type=Path, metavar="CHECKPOINT",
+        help="files, or folders that are checkpoints, or one folder that holds them",
+    )  # fmt: skip
     parser.add_argument(
         "--modes", type=at_least(1), default=10, metavar="M", help="at the most (default: 10)"
     )
     parser.add_argument(
-        "--samples",
-        type=at_least(1),
-        default=1000,
-        metavar="K",
+        "--samples", type=at_least(1), default=1000, metavar="K",
         help="weights that are clustered (default: 1000)",
-    )
+    )  # fmt: skip
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the sample (default: 0)")
     parser.add_argument(
-        "--key", help="the entry of each file that holds the model's state (default: the usual one)"
+        "--from", type=number, metavar="N", help="the first number of the series (default: all)"
     )
+    parser.add_argument(
+        "--to", type=number, metavar="N", help="the last number of the series (default: all)"
+    )
+    parser.add_argument(
+        "--every", type=at_least(1), default=1, metavar="N",
+        help="every Nth of these, the last one among them (default: 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--last", type=at_least(2), metavar="N", help="the last N of these (default: all)"
+    )
+    parser.add_argument(
+        "--as_given", action="store_true", help="keep the order given, whatever the numbers are"
+    )
+    parser.add_argument(
+        "--key",
+        help="the entry of each file that holds the model's state, such as state.model "
+        "(default: the usual one)",
+    )
+    parser.add_argument(
+        "--include", action="append", default=[], metavar="PATTERN",
+        help="fit only tensors with such names; may be given again (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="PATTERN",
+        help="copy tensors with such names from the last checkpoint (default: none)",
+    )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="where to fit (default: cpu)")
     parser.add_argument(
         "--output", type=Path, default=Path("cmd"), metavar="DIR", help="(default: %(default)s)"

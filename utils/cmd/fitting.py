@@ -1,6 +1,6 @@
 """Fitting CMD to a trajectory (paper, section 3)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -19,6 +19,11 @@ FIT_ELEMENTS = 1 << 20
 BATCH = max(4, torch.get_num_threads())
 STRIP_WEIGHTS = 2048
 
+# It is called with a range of weights, their snapshots float32 [T, n], and for each of the weights
+# its mean, its covariance with its reference and the square of the reference, float64 [n] (sums
+# over time, not divided by T).
+Watch = Callable[[slice, Tensor, Tensor, Tensor, Tensor], None]
+
 
 def fit_cmd(
     trajectory: Tensor | np.ndarray,
@@ -28,11 +33,13 @@ def fit_cmd(
     end: int | None = None,
     device: torch.device | str | None = None,
     ranks: Ranks = ALONE,
+    watch: Watch | None = None,
 ) -> CMDModel:
     """Fit CMD on snapshots start … end − 1 of a trajectory (paper, algorithm 1).
 
     Args:
-        trajectory: float32 [T, N], a tensor, array or memory map; it is read in chunks of weights.
+        trajectory: float32 [T, N], a tensor, array or memory map, or what has the interface of
+            Snapshots; it is read in chunks of weights.
         sample: int64 [K], the weights that are clustered, from `sample_weights`.
         modes: M, the most modes to find; fewer come back where the sample has fewer clusters.
         start: the first snapshot used.
@@ -40,11 +47,15 @@ def fit_cmd(
         device: where to compute and to return the result; None is the tensor's own device, and for
             an array CUDA where there is one.
         ranks: the processes that fit a range of the weights each; all get all parameters.
+        watch: is called with each range of this rank's weights (see `Watch`).
 
     Raises ValueError if M < 1, K < M, the snapshots are not in the trajectory, the sample is not
     of its weights, or a weight is not finite.
     """
-    snapshots = Snapshots(trajectory, start, end, device)
+    if isinstance(trajectory, (Tensor, np.ndarray)):
+        snapshots = Snapshots(trajectory, start, end, device)
+    else:
+        snapshots = trajectory
     reference = shared_references(snapshots, sample, modes, ranks)
     moments = ReferenceMoments.of(snapshots.columns(reference))
     n_weights = snapshots.n_weights
@@ -53,7 +64,7 @@ def fit_cmd(
     b = torch.empty_like(a)
     mode = torch.empty(len(a), dtype=mode_dtype(len(reference)), device=a.device)
     table = moments.per_mode()
-    for part, mean, covariance, nearest in fit_parts(snapshots, reference, moments, own):
+    for part, mean, covariance, nearest in fit_parts(snapshots, reference, moments, own, watch):
         here = slice(part.start - own.start, part.stop - own.start)
         a[here], b[here] = coefficients(mean, covariance, per_weight(table, nearest))
         mode[here] = nearest
@@ -91,6 +102,7 @@ def fit_parts(
     reference: Tensor,
     moments: ReferenceMoments,
     within: slice | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Assign and fit the weights, or those of a range, some at a time.
 
@@ -125,6 +137,8 @@ def fit_parts(
         here = (reference >= part.start) & (reference < part.stop)
         own, at = here.nonzero().flatten(), reference[here] - part.start
         mode[at], covariance[at] = own, moments.square[own]  # whatever ties with it
+        if watch is not None:
+            watch(part, columns, mean, covariance, moments.square[mode])
         yield part, mean, covariance, mode
 
 

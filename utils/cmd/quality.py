@@ -5,10 +5,9 @@ from dataclasses import astuple, dataclass
 from operator import add
 
 import torch
+from torch import Tensor
 
-from .model import CMDModel
-from .moments import centre
-from .snapshots import Snapshots
+from .ranks import Ranks
 
 
 @dataclass
@@ -43,41 +42,43 @@ class Description:
         return self.correlation / self.moving if self.moving else None
 
 
-def describe(snapshots: Snapshots, cmd: CMDModel, layer_sizes: Sequence[int]) -> list[Description]:
-    """The description of each layer by `cmd`, in one pass over the snapshots it was fitted to.
+class Descriptions:
+    """The description of each layer, from the ranges of weights that a fit works on.
 
-    Args:
-        layer_sizes: weights in each layer of θ, in order.
-
-    Raises ValueError if the layers do not add up to N.
+    Attributes:
+        layers: a Description of each, as far as its weights were seen.
     """
-    if sum(layer_sizes) != snapshots.n_weights:
-        raise ValueError(f"the layers hold {sum(layer_sizes)} weights of {snapshots.n_weights}")
-    curves = cmd.reference_history.double()
-    _, deviation = centre(curves.clone())
-    length = torch.linalg.vector_norm(deviation, dim=0)
-    ends = torch.tensor(layer_sizes).cumsum(0)
-    found = [Description() for _ in layer_sizes]
-    for part, columns in snapshots.parts():
-        mode = cmd.mode[part].long()
-        a, b = cmd.a[part].double(), cmd.b[part].double()
-        weights = columns.double()
-        square = weights.square().sum(0)
-        residual = torch.addcmul(b, a, curves[:, mode]).sub_(weights).square_().sum(0)
-        _, moved = centre(weights)
-        own = torch.linalg.vector_norm(moved, dim=0)
-        correlation = torch.where(own > 0, a.abs() * length[mode] / own, 0)
-        first = int(torch.searchsorted(ends, part.start, right=True))
+
+    def __init__(self, layer_sizes: Sequence[int]) -> None:
+        """Describe the layers of θ, of so many weights each."""
+        self._ends = torch.tensor(list(layer_sizes)).cumsum(0)
+        self.layers = [Description() for _ in layer_sizes]
+
+    def add(
+        self, part: slice, columns: Tensor, mean: Tensor, covariance: Tensor, square: Tensor
+    ) -> None:
+        """Take in a range of weights, as `fit_cmd` tells of it."""
+        moved = columns - columns[0]  # exact where the movement is small against the value
+        moved -= moved.mean(0)
+        own = moved.square_().sum(0).double()
+        explained = torch.where(square > 0, covariance.square() / square, 0)
+        residual = (own - explained).clamp_(min=0)
+        of_all = own + len(columns) * mean.square()
+        correlation = torch.where(own > 0, (explained / own).clamp_(max=1).sqrt_(), 0)
+        sums = torch.stack([(own > 0).double(), residual, of_all, correlation]).cpu()
+        first = int(torch.searchsorted(self._ends, part.start, right=True))
         start = part.start
         while start < part.stop:
-            stop = min(int(ends[first]), part.stop)
-            here = slice(start - part.start, stop - part.start)
-            found[first] += Description(
-                stop - start,
-                int((own[here] > 0).sum()),
-                float(residual[here].sum()),
-                float(square[here].sum()),
-                float(correlation[here].sum()),
-            )
+            stop = min(int(self._ends[first]), part.stop)
+            moving, *others = sums[:, start - part.start : stop - part.start].sum(1).tolist()
+            self.layers[first] += Description(stop - start, int(moving), *others)
             first, start = first + 1, stop
-    return found
+
+    def over(self, ranks: Ranks) -> list[Description]:
+        """The descriptions by all ranks together, each of which saw a range of the weights."""
+        if ranks.size == 1:
+            return self.layers
+        own = torch.tensor([astuple(layer) for layer in self.layers], dtype=torch.float64)
+        parts = ranks.gather(own.flatten(), ranks.size * own.numel())
+        summed = parts.view(ranks.size, *own.shape).sum(0).tolist()
+        return [Description(int(n), int(moving), *others) for n, moving, *others in summed]
