@@ -18,6 +18,7 @@ from utils.system.arguments import Parser
 from utils.system.command import run_command
 from utils.system.errors import UserError
 from utils.system.interrupts import leave
+from utils.system.ranks import join
 
 __all__ = cmd.__all__
 PROGRAM = "python -m utils.cmd_utils"
@@ -28,8 +29,10 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     def work() -> None:
+        ranks, device = join(args.device)
+        args.device = str(device)
         try:
-            fit_files.fit_checkpoints(args)
+            fit_files.fit_checkpoints(args, ranks)
         except InputError as error:
             raise UserError(str(error)) from error
 
