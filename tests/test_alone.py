@@ -114,7 +114,8 @@ def test_how_the_command_ends(tmp_path):
     for epoch, theta in enumerate(torch.arange(600.0).view(3, 200).sin()):
         torch.save({"gewicht_é": theta}, tmp_path / f"epoch_{epoch}.pt")
     slow = (
-        "import os, signal, sys, time; sys.argv[0] = 'correlation-modes'; import anything.__main__ as m\n"
+        "import os, signal, sys, time\n"
+        "sys.argv[0] = 'correlation-modes'; import anything.__main__ as m\n"
         "m.fit_files.fit_cmd = lambda *_, **__: (os.kill(os.getpid(), signal.{}), time.sleep(5))\n"
         "sys.exit(m.main())"
     )
