@@ -8,6 +8,7 @@
     python visualize.py accuracy --model lenet --seeds 0 1 2
     python visualize.py landscape --model lenet --axes 0 1 --points 50 --classes dog
     python visualize.py embedding --model lenet        # needs a run with --cmd_embed True
+    python visualize.py modes --described DIR          # of checkpoints, from utils.cmd_utils
 
 The run is one of train_cmd.py, in RESULTS_DIR/MODEL. With --seeds, the runs are those in
 RESULTS_DIR/MODEL_seeds, and all pictures but `accuracy` are of the first seed. Each picture is
@@ -37,6 +38,7 @@ from utils.results.pictures.landscape import check_axes, draw_landscape
 from utils.results.pictures.modes import draw_modes
 from utils.results.pictures.stability import draw_stability
 from utils.results.stored_run import StoredRun, require_alike
+from utils.results.stored_series import StoredSeries
 from utils.system.arguments import Parser, at_least, one_line, positive
 from utils.system.command import run_command
 from utils.system.devices import choose_device
@@ -72,7 +74,7 @@ def draw_all(args: argparse.Namespace) -> None:
     for name, value in ROUGH.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    open_run(args)  # without a run, no picture can be drawn
+    open_any(args)  # without a run, no picture can be drawn
     drawn = 0
     for name, draw in PICTURES.items():
         try:
@@ -86,12 +88,12 @@ def draw_all(args: argparse.Namespace) -> None:
 
 def correlation(args: argparse.Namespace) -> list[Path]:
     """Draw the sample's correlations, as sampled and by mode."""
-    return draw_correlation(open_run(args), target(args, "correlation"), FORMATS)
+    return draw_correlation(open_any(args), target(args, "correlation"), FORMATS)
 
 
 def modes(args: argparse.Namespace) -> list[Path]:
     """Draw the modes' curves, layers and movement."""
-    return draw_modes(open_run(args), target(args, "modes"), FORMATS, progress("modes", "part"))
+    return draw_modes(open_any(args), target(args, "modes"), FORMATS, progress("modes", "part"))
 
 
 def dynamics(args: argparse.Namespace) -> list[Path]:
@@ -107,7 +109,7 @@ def dynamics(args: argparse.Namespace) -> list[Path]:
 def stability(args: argparse.Namespace) -> list[Path]:
     """Draw how well the modes last, and how far off online CMD is."""
     return draw_stability(
-        open_run(args), target(args, "stability"), FORMATS, progress("stability", "step")
+        open_any(args), target(args, "stability"), FORMATS, progress("stability", "step")
     )
 
 
@@ -120,6 +122,8 @@ def accuracy(args: argparse.Namespace) -> list[Path]:
         UserError: a run is missing, the runs are not alike, or no method is finished.
     """
     folders = run_folders(args)
+    if args.described is not None:
+        open_run(args)  # there is no accuracy
     for folder in folders:
         require_run(args, folder)
     records = [StoredRun(folder) for folder in folders]
@@ -200,12 +204,26 @@ def run_folders(args: argparse.Namespace) -> list[Path]:
     return [seed_folder(args.results_dir, args.model, seed) for seed in args.seeds]
 
 
+def open_any(args: argparse.Namespace) -> StoredRun | StoredSeries:
+    """Open the run as `open_run` does, or the described checkpoints where these are asked for.
+
+    Raises:
+        UserError: they are not there; the message names the command that makes them.
+    """
+    return open_run(args) if args.described is None else StoredSeries(Path(args.described))
+
+
 def open_run(args: argparse.Namespace) -> StoredRun:
     """Open the run, or that of the first seed where there are several.
 
     Raises:
         UserError: there is none; the message names the command that makes one.
     """
+    if args.described is not None:
+        raise UserError(
+            f"--described {args.described}: this picture needs a run of train_cmd.py; correlation, "
+            "modes and stability do without"
+        )
     folder = run_folders(args)[0]
     require_run(args, folder)
     return StoredRun(folder)
@@ -223,7 +241,10 @@ def require_run(args: argparse.Namespace, folder: Path) -> None:
 
 def output(args: argparse.Namespace) -> Path:
     """Return the folder that pictures go to."""
-    return Path(args.output) if args.output else run_folders(args)[0] / "pictures"
+    if args.output:
+        return Path(args.output)
+    where = run_folders(args)[0] if args.described is None else Path(args.described)
+    return where / "pictures"
 
 
 def target(args: argparse.Namespace, name: str) -> Path:
@@ -269,6 +290,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="where the runs are (default: %(default)s)",
     )
     flags.add_seeds_flag(group)
+    group.add_argument(
+        "--described", metavar="DIR",
+        help="in place of a run, the output of `python -m utils.cmd_utils`: its correlation, modes "
+        "and stability (default: a run)",
+    )  # fmt: skip
     group.add_argument(
         "--output", metavar="DIR", help="where pictures go (default: pictures in the run's folder)"
     )

@@ -1,3 +1,4 @@
+import importlib
 import re
 import subprocess
 import sys
@@ -5,14 +6,30 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import fit, samples, scaling
+from benchmarks import samples, scaling
 from benchmarks.synthetic import module_of, write_trajectory
-from tests.conftest import ROOT
+from tests.conftest import ROOT, exit_code
 from utils.cmd.vector import layer_sizes
 from utils.results.stored_run import StoredRun
 
 
-def benchmark(name, *arguments):
+@pytest.fixture
+def benchmark(monkeypatch, capsys):
+    """Run a benchmark within this process, which takes less time; `test_fit` measures in others."""
+
+    def run(name, *arguments):
+        module = importlib.import_module(f"benchmarks.{name.removesuffix('.py')}")
+        for loaded, each in list(sys.modules.items()):
+            if loaded.startswith("benchmarks.") and hasattr(each, "alone"):
+                monkeypatch.setattr(each, "alone", lambda function, *given: function(*given))
+        code = exit_code(lambda: module.main([*map(str, arguments)]))
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def in_a_process(name, *arguments):
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / name, *map(str, arguments)],
         capture_output=True, text=True,
@@ -21,7 +38,7 @@ def benchmark(name, *arguments):
 
 
 def test_fit(tmp_path):
-    code, out, error = benchmark("fit.py", "-N", 20_000, "-T", 12, "-K", 100, "-M", 4,
+    code, out, error = in_a_process("fit.py", "-N", 20_000, "-T", 12, "-K", 100, "-M", 4,
                                  "--repeats", 1, "--folder", tmp_path)  # fmt: skip
     assert code == 0, error
     for words in ("N = 20,000, T = 12, M = 4, K = 100", "sequential read", "× read", "peak MB"):
@@ -29,16 +46,26 @@ def test_fit(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_sweep(tmp_path, monkeypatch, capsys):
+@pytest.mark.filterwarnings("ignore:.* samples are fewer than two")
+def test_sweep(tmp_path, monkeypatch, benchmark):
     monkeypatch.setattr(scaling, "STEPS", 2)
-    sizes = ["-N", "5000", "-T", "20", "-K", "50", "-M", "2", "--repeats", "1"]
     plot = tmp_path / "sweep.png"
-    assert fit.main([*sizes, "--folder", str(tmp_path), "--sweep", str(plot)]) == 0
-    assert capsys.readouterr().out.count("clustering") == 4
+    code, out, error = benchmark("fit.py", "-N", 5000, "-T", 20, "-K", 50, "-M", 2, "--repeats", 1,
+                                 "--folder", tmp_path, "--sweep", plot)  # fmt: skip
+    assert code == 0, error
+    assert out.count("clustering") == 4
     assert list(tmp_path.iterdir()) == [plot]
 
 
-def test_online(tmp_path):
+def test_series(tmp_path, benchmark):
+    code, out, error = benchmark("series.py", "-N", 20_000, "-T", 3, "--folder", tmp_path)
+    assert code == 0, error
+    assert "10 files" not in out and "30 files" in out and "the command" in out.splitlines()[-1]
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:.* samples are fewer than two")
+def test_online(tmp_path, benchmark):
     code, out, error = benchmark("online.py", "-N", 20_000, "-T", 10, "-F", 5, "-K", 100,
                                  "--drift", 20, "--memory", 10, "--folder", tmp_path)  # fmt: skip
     assert code == 0, error
@@ -63,7 +90,7 @@ def test_samples(real_run, capsys):
     assert "mean of the latest 5 epochs" in rows
 
 
-def test_subspace(tmp_path):
+def test_subspace(tmp_path, benchmark):
     code, out, error = benchmark("subspace.py", "-N", 20_000, "-T", 12, "-d", 4,
                                  "--repeats", 1, "--folder", tmp_path)  # fmt: skip
     assert code == 0, error
@@ -72,7 +99,7 @@ def test_subspace(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_train():
+def test_train(benchmark):
     code, out, error = benchmark("train.py", "--models", "lenet", "--dataset", "digits",
                                  "--limit", 128, "--epochs", 1)  # fmt: skip
     assert code == 0, error
@@ -82,7 +109,7 @@ def test_train():
         assert float(line[len(words) :].split()[0]) > 0
 
 
-def test_whole(tmp_path):
+def test_whole(tmp_path, benchmark):
     code, out, error = benchmark("whole.py", "--model", "lenet", "--dataset", "digits", "--limit",
                                  128, "--measured", 1, "--epochs", 8, "-F", 3, "--folder",
                                  tmp_path)  # fmt: skip
@@ -109,7 +136,7 @@ def test_whole(tmp_path):
         ("online.py", ["-T", "5"], "-T 5"),
     ],
 )
-def test_bad_input(name, arguments, words):
+def test_bad_input(name, arguments, words, benchmark):
     code, _, error = benchmark(name, *arguments)
     assert code == 2 and words in error and error.count("\n") == 1
 

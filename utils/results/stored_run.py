@@ -141,6 +141,14 @@ class StoredRun:
         """(name, number of weights) of each layer, in θ's order."""
         return list(zip(layer_names(self.model), layer_sizes(self.model), strict=True))
 
+    @property
+    def all_modes(self) -> Tensor:
+        """[N], the mode of every weight by post-hoc CMD.
+
+        Raises UserError if the run has none.
+        """
+        return self.posthoc.mode
+
     @cached_property
     def trajectory(self) -> Trajectory:
         """All T snapshots.

@@ -14,15 +14,18 @@ from torch import Tensor
 from utils.cmd.clustering import cluster, correlation, signed_correlation
 from utils.cmd.snapshots import Snapshots
 from utils.results.pictures.needs import require_movement, require_sample, require_two_epochs
-from utils.results.pictures.style import MARK, STYLE, caption, save
+from utils.results.pictures.style import MARK, STYLE, caption, save, unit_of
 from utils.results.stored_run import StoredRun
+from utils.results.stored_series import StoredSeries
 
 LABEL_ROOM = 0.036  # share of the picture's height that a label needs
 LABELS = int(1 / LABEL_ROOM)  # labels that there is room for
 DRAWN = 1000  # weights at the most; more would be finer than the picture's dots
 
 
-def draw_correlation(run: StoredRun, path: Path, formats: Sequence[str]) -> list[Path]:
+def draw_correlation(
+    run: StoredRun | StoredSeries, path: Path, formats: Sequence[str]
+) -> list[Path]:
     """Draw the signed correlation matrix of the sample, [K, K], beside the same ordered by mode.
 
     Within a mode, weights are ordered by their correlation with its reference. Of a large sample,
@@ -67,7 +70,8 @@ def draw_correlation(run: StoredRun, path: Path, formats: Sequence[str]) -> list
             for side in axes.spines.values():
                 side.set_visible(True)
         bar = figure.colorbar(image, ax=left, location="left", shrink=0.8, pad=0.03)
-        bar.set_label(f"Correlation over epochs {settings.start} … {settings.epochs - 1}")
+        unit = unit_of(settings).lower()
+        bar.set_label(f"Correlation over {unit}s {settings.start} … {settings.epochs - 1}")
         return save(figure, path, formats)
 
 

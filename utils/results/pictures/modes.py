@@ -24,8 +24,10 @@ from utils.results.pictures.style import (
     layer_height,
     mode_color,
     save,
+    unit_of,
 )
 from utils.results.stored_run import StoredRun
+from utils.results.stored_series import StoredSeries
 
 MEMBERS = 2000  # of a mode at the most, drawn at random, that the band shows
 BAND = (0.05, 0.95)
@@ -50,7 +52,7 @@ class Movement:
 
 
 def draw_modes(
-    run: StoredRun,
+    run: StoredRun | StoredSeries,
     path: Path,
     formats: Sequence[str],
     progress: Callable[[Iterable], Iterable] = iter,
@@ -61,7 +63,7 @@ def draw_modes(
     Of more than SHOWN modes, the first are drawn one by one, and the others together.
 
     Args:
-        run: the finished run.
+        run: the finished run, or series of checkpoints.
         path: of the picture, without regard to its ending.
         formats: the endings of the files.
         progress: wraps the one pass over the trajectory.
@@ -86,14 +88,17 @@ def draw_modes(
         curves = above.subplots(rows, COLUMNS, sharex=True, squeeze=False).flatten()
         for mode in range(shown):
             _draw_curve(curves[mode], snapshots, cmd, mode, settings.start)
+            share = 100 * float((run.all_modes == mode).double().mean())
+            curves[mode].set_title(f"mode {mode} ({share:.1f} %)", fontsize=9)
         curves[0].xaxis.set_major_locator(MaxNLocator(3, integer=True))
         for axes in curves[shown:]:
             axes.set_visible(False)
         which = f"the first {shown} of {cmd.modes} modes, " if shown < cmd.modes else ""
-        above.supxlabel(f"Epoch ({which}in brackets the share of all weights)", fontsize=9)
+        unit = unit_of(settings)
+        above.supxlabel(f"{unit} ({which}in brackets the share of all weights)", fontsize=9)
         above.supylabel("Weight, on its reference's scale", fontsize=9)
         left, right = below.subplots(1, 2, width_ratios=(3, 2))
-        _draw_layers(left, run.layers, cmd)
+        _draw_layers(left, run.layers, run.all_modes, cmd.modes)
         _draw_movement(right, movement)
         return save(figure, path, formats)
 
@@ -139,17 +144,15 @@ def _draw_curve(axes: Axes, snapshots: Snapshots, cmd: CMDModel, mode: int, star
     top = min(curve.max() + room, max(high.max(), curve.max()))
     if top > bottom:  # else none of its weights moves
         axes.set_ylim(bottom, top)
-    share = 100 * int((cmd.mode == mode).sum()) / cmd.n_weights
-    axes.set_title(f"mode {mode} ({share:.1f} %)", fontsize=9)
     axes.margins(x=0.02)
 
 
-def _draw_layers(axes: Axes, layers: Sequence[tuple[str, int]], cmd: CMDModel) -> None:
+def _draw_layers(axes: Axes, layers: Sequence[tuple[str, int]], modes: Tensor, count: int) -> None:
     """Draw a bar for each layer, the first at the top, with each mode's share in its colour."""
     shares = np.stack(
         [
-            np.bincount(mode.numpy(), minlength=cmd.modes) / len(mode)
-            for mode in cmd.mode.split([size for _, size in layers])
+            np.bincount(mode.numpy(), minlength=count) / len(mode)
+            for mode in modes.split([size for _, size in layers])
         ]
     )
     left = np.zeros(len(layers))

@@ -20,8 +20,9 @@ from utils.cmd.snapshots import Snapshots
 from utils.cmd.vector import read_vector, write_vector
 from utils.methods.cmd import AdaptiveCMD, OnlineCMDMethod, online_cmd
 from utils.results.pictures.needs import require_movement, require_sample, require_warmup
-from utils.results.pictures.style import STYLE, caption, mark_epoch, mode_color, save
+from utils.results.pictures.style import STYLE, caption, mark_epoch, mode_color, save, unit_of
 from utils.results.stored_run import StoredRun
+from utils.results.stored_series import StoredSeries
 
 WINDOW = 20  # epochs of each correlation
 RENEWED = 20  # epochs between two searches for modes
@@ -30,7 +31,7 @@ FLAT = 1e-12  # share of a weight's movement over the run; a window with no more
 
 
 def draw_stability(
-    run: StoredRun,
+    run: StoredRun | StoredSeries,
     path: Path,
     formats: Sequence[str],
     progress: Callable[[Iterable], Iterable] = iter,
@@ -42,7 +43,7 @@ def draw_stability(
     online CMD, of adaptive CMD, and of online CMD whose modes are found again.
 
     Args:
-        run: the finished run.
+        run: the finished run, or series of checkpoints.
         path: of the picture, without regard to its ending.
         formats: the endings of the files.
         progress: wraps the epochs, and the pass over the trajectory.
@@ -63,6 +64,7 @@ def draw_stability(
     require_movement(snapshots.columns(run.sample), settings)
     correlations = of_members(snapshots, cmd, WINDOW, progress)
     epochs = np.arange(settings.start, settings.epochs)
+    unit = unit_of(settings).lower()
     with matplotlib.rc_context(STYLE | {"font.size": 9}):
         figure = Figure(figsize=(8, 5.8), layout="constrained")
         caption(figure, settings)
@@ -75,14 +77,14 @@ def draw_stability(
                 label=f"mode {mode}: {share:.1f} %",
             )  # fmt: skip
         above.set_ylim(0, 1.02)
-        above.set_ylabel(f"Mean |correlation| of members\nwith their reference, {WINDOW} epochs")
+        above.set_ylabel(f"Mean |correlation| of members\nwith their reference, {WINDOW} {unit}s")
         for name, color, dashes, errors in errors_of(run, progress):
             below.plot(
                 np.arange(settings.epochs), errors, color=color, linestyle=dashes, label=name
             )
         below.set_ylim(bottom=0)
         below.set_ylabel("Relative error of the movement")
-        below.set_xlabel("Epoch")
+        below.set_xlabel(unit_of(settings))
         below.xaxis.set_major_locator(MaxNLocator(integer=True))
         mark_epoch(below, settings.warmup_cmd, "warm-up ends", settings.epochs)
         for axes, title in ((above, "Share of the weights"), (below, None)):
@@ -136,7 +138,7 @@ def _windowed(x: Tensor, y: Tensor, window: int) -> Tensor:
 
 
 def errors_of(
-    run: StoredRun, progress: Callable[[Iterable], Iterable] = iter
+    run: StoredRun | StoredSeries, progress: Callable[[Iterable], Iterable] = iter
 ) -> list[tuple[str, str, str, np.ndarray]]:
     """Return (name, colour, line style, relative errors [T]) of each way to follow the run; errors
     before the warm-up's end are NaN."""
@@ -144,7 +146,7 @@ def errors_of(
     looks = [
         (OnlineCMDMethod.label, OnlineCMDMethod.color, "-"),
         (f"{AdaptiveCMD.label}, H = {settings.memory:g}", AdaptiveCMD.color, "-"),
-        (f"modes found again\nevery {RENEWED} epochs", "#999999", "--"),
+        (f"modes found again\nevery {RENEWED} {unit_of(settings).lower()}s", "#999999", "--"),
     ]
     errors = np.full((len(looks), settings.epochs), np.nan)
     first = run.trajectory[settings.start].double()

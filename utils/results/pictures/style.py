@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.methods.registry import Settings
+from utils.results.stored_series import SeriesSettings
 from utils.storage.files import atomic_write
 
 STYLE = {
@@ -56,8 +57,16 @@ def mode_color(mode: int) -> str:
     return MODE_COLORS[mode % len(MODE_COLORS)]
 
 
-def caption(figure: Figure, settings: Settings, n_seeds: int = 1) -> None:
+def unit_of(settings: Settings | SeriesSettings) -> str:
+    """Return what a snapshot is of."""
+    return settings.unit if isinstance(settings, SeriesSettings) else "Epoch"
+
+
+def caption(figure: Figure, settings: Settings | SeriesSettings, n_seeds: int = 1) -> None:
     """Write a small line above a figure: the run that it shows, or the runs with several seeds."""
+    if isinstance(settings, SeriesSettings):
+        figure.suptitle(settings.words, x=0.01, ha="left", fontsize=8, color=MARK)
+        return
     words = f"{settings.model} on {settings.dataset}"
     if settings.limit is not None:
         words += f", --limit {settings.limit}"
