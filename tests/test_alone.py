@@ -120,8 +120,12 @@ def test_how_the_command_ends(tmp_path):
         "sys.exit(m.main())"
     )
     module = ["-m", "anything"]
+    several = (
+        "import os, sys; os.environ['WORLD_SIZE'] = '2'; import anything.__main__ as m\nm.main()"
+    )
     for how, more, out, code, words in (
         (module, ["--output", "a"], None, 0, "gewicht_"),
+        (["-c", several], [], None, 2, "without torchrun"),
         (module, ["--output", "b"], "closed", 141, ""),
         (module, ["--device=--"], None, 2, "python -m anything: error: argument --device: --"),
         (["-c", slow.format("SIGTERM")], [], None, 143, "correlation-modes: interrupted"),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
@@ -125,6 +126,28 @@ def test_what_transformers_trainer_leaves(tmp_path, how, shards, capsys):
     loaded = transformers.BertForSequenceClassification.from_pretrained(written)
     # three walks are three modes: moment t is around t, so that this is the last one
     assert (read_vector(loaded) - vectors[-1]).abs().mean() < 0.3
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_adapters_of_peft(tmp_path):
+    config = peft.LoraConfig(target_modules=["query", "value"], r=2, task_type="SEQ_CLS")
+    torch.manual_seed(0)
+    model = peft.get_peft_model(bert(), config)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for step, theta in enumerate(thetas(MOMENTS, sum(p.numel() for p in trained)), start=1):
+        with torch.no_grad():
+            for parameter, part in zip(
+                trained, theta.split([p.numel() for p in trained]), strict=True
+            ):
+                parameter.copy_(part.view_as(parameter))
+        model.save_pretrained(tmp_path / f"run/checkpoint-{10 * step}")
+    out = tmp_path / "out"
+    cmd = described(tmp_path / "run", out=out)
+    assert cmd.n_weights == theta.numel() and len(cmd.reference_history) == MOMENTS
+    again = peft.PeftModel.from_pretrained(bert(), out / "reconstructed")
+    restored = torch.cat([p.flatten() for name, p in again.named_parameters()
+                          if "lora" in name or "modules_to_save" in name])  # fmt: skip
+    assert (restored.sort().values - theta.sort().values).abs().mean() < 0.3
 
 
 class Hyper:
