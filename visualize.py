@@ -83,6 +83,8 @@ def draw_all(args: argparse.Namespace) -> None:
         except UserError as error:
             print(f"{name} is left out: {one_line(str(error))}{stale(args, name)}", flush=True)
     if not drawn:
+        if args.described is not None:
+            raise UserError(f"--described {args.described}: the series there allows no picture")
         raise UserError(f"--results_dir {args.results_dir}: the run there allows no picture")
 
 

@@ -19,6 +19,7 @@ from tests.conftest import ROOT, exit_code
 from utils import cmd_utils
 from utils.cmd import CMDModel, fit_cmd, read_vector, sample_weights, write_vector
 from utils.cmd.checkpoints import open_checkpoint
+from utils.results.stored_series import StoredSeries
 
 MOMENTS = 12
 
@@ -264,6 +265,71 @@ def test_numbers_that_cannot_be_fitted(tmp_path, capsys, value, words):
     assert run(tmp_path, "--exclude", "0.*", out=tmp_path / "out") == 0
     assert run(tmp_path, "--include", "2.*", out=tmp_path / "other") == 0
     assert "2.weight" in capsys.readouterr().out.split("0.weight")[-1]
+
+
+def test_values_beyond_float32_at_every_moment(tmp_path, capsys):
+    def change(epoch, state):
+        state["0.weight"] = (state["0.weight"].double() + epoch) * 1e300
+
+    series_of(tmp_path, change)
+    assert exit_code(lambda: run(tmp_path, out=tmp_path / "out")) == 2
+    assert "'0.weight' is beyond float32" in capsys.readouterr().err
+
+
+def test_large_values(tmp_path, capsys):
+    def change(epoch, state):
+        state["0.weight"] = state["0.weight"] * 1e30
+        state["2.weight"] = torch.full((2, 8), 65504.0).half() * (1 if epoch % 2 else -1)
+
+    series_of(tmp_path, change)
+    assert run(tmp_path, out=tmp_path / "out") == 0
+    assert "nan" not in capsys.readouterr().out
+    written = torch.load(tmp_path / "out/reconstructed.pt")
+    assert all(tensor.isfinite().all() for tensor in written.values())
+
+
+def test_tied_at_the_end_alone(tmp_path, capsys):
+    def change(epoch, state):
+        state["tied"] = state["0.weight"] if epoch == MOMENTS - 1 else state["0.weight"] + 1
+
+    series_of(tmp_path, change)
+    assert exit_code(lambda: run(tmp_path, out=tmp_path / "out")) == 2
+    assert "'0.weight' and 'tied' are tied, and not in" in capsys.readouterr().err
+    assert run(tmp_path, "--exclude", "tied", out=tmp_path / "out") == 0
+
+
+def test_results_that_stand_in_the_way(tmp_path, capsys):
+    given = tmp_path / "in"
+    given.mkdir()
+    series_of(given, lambda *_: None)
+    out = tmp_path / "out"
+    (out / "sampled.safetensors").mkdir(parents=True)
+    assert exit_code(lambda: run(given, "--overwrite", out=out)) == 2
+    assert "sampled.safetensors" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["sampled.safetensors"]
+    (out / "sampled.safetensors").rmdir()
+    assert run(given, out=out) == 0
+    (tmp_path / "safe").mkdir()
+    for epoch, state in enumerate(states()):
+        save_file(state, tmp_path / f"safe/{epoch}.safetensors")
+    assert exit_code(lambda: run(tmp_path / "safe", out=out)) == 2
+    assert run(tmp_path / "safe", "--overwrite", out=out) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "cmd.safetensors", "reconstructed.safetensors", "sampled.safetensors",
+    ]  # fmt: skip
+    assert exit_code(lambda: run(given, out=given / "epoch_0.pt")) == 2
+    assert "is a file: choose a folder" in capsys.readouterr().err
+    assert exit_code(lambda: run(given, "--from", 5, "--to", 3, out=out)) == 2
+    assert "--from 5 is above --to 3" in capsys.readouterr().err
+
+
+def test_names_with_line_breaks(tmp_path, capsys):
+    folder = tmp_path / "a\nb"
+    folder.mkdir()
+    series_of(folder, lambda *_: None)
+    assert run(folder, out=tmp_path / "out") == 0
+    assert len(StoredSeries(tmp_path / "out").trajectory.array) == MOMENTS
+    assert "a\\nb" in capsys.readouterr().out
 
 
 def test_the_sample_is_kept(tmp_path):

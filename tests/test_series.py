@@ -115,7 +115,7 @@ def test_shards_are_one_checkpoint(tmp_path):
 
 def test_what_is_not_clear_is_refused(tmp_path):
     files = make(tmp_path, "a_1.pt", "a_2.pt", "b_1.pt", "b_2.pt")
-    with pytest.raises(InputError, match="two series of 2"):
+    with pytest.raises(InputError, match="there are two series"):
         find_series([tmp_path], is_checkpoint)
     with pytest.raises(InputError, match="--as_given"):
         find_series([files[0], files[3]], is_checkpoint)
@@ -141,8 +141,83 @@ def test_a_part_is_chosen(tmp_path):
         ({"first": 10, "to": 80, "every": 2, "last": 3}, [files[4], files[6], files[8]]),
     ):
         assert choose(series, **chosen).paths == expected
-    with pytest.raises(InputError, match=r"--from 90 --every 1.*from 0 to 90"):
+    with pytest.raises(InputError, match=r"--from 90: 1 of 10.*from 0 to 90"):
         choose(series, first=90)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ["step_100_loss_3e-04.pt", "step_200_loss_7e-05.pt", "step_300_loss_0.5.pt"],
+        ["3f2e7-model_1.pt", "3f2e7-model_2.pt", "3f2e7-model_10.pt"],
+        ["checkpoint_0.5_step_1.pt", "checkpoint_0.7_step_2.pt", "checkpoint_0.6_step_3.pt"],
+        ["dice_0.5_model_1.pt", "dice_0.7_model_2.pt", "dice_0.6_model_3.pt"],
+        ["batch_64/step_1.pt", "batch_32/step_2.pt", "batch_16/step_3.pt"],
+        ["2024-01-28_09-30.pt", "2024-02-05_08-10.pt", "2024-12-01_07-00.pt"],
+        ["step_99999999999999999998.pt", "step_99999999999999999999.pt"],
+        ["epoch=1-elbo=1.5.ckpt", "epoch=2-elbo=-0.5.ckpt", "epoch=3-elbo=-1.5.ckpt"],
+        ["epoch_1.pt", "epoch_2.safetensors", "epoch_3.pth", "epoch_10.bin"],
+        ["a/b/c/d/epoch_9.pt", "a/b/c/d/epoch_10.pt"],
+    ],
+)
+def test_which_numbers_order(tmp_path, order):
+    make(tmp_path, *order)
+    assert names(find_series([tmp_path], is_checkpoint), tmp_path) == order
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ([f"version_{v}/epoch={e}-step={10 * e + v}.ckpt" for v in (0, 1) for e in (1, 2, 3)],
+         "two series"),
+        (["seed_1/epoch_1.pt", "seed_1/epoch_3.pt", "seed_2/epoch_2.pt"], "two series"),
+        ([f"run_{r}/model_{m}.pt" for r in (1, 2) for m in (0, 1, 2)], "two series"),
+        (["epoch_1.pt", "epoch_2.pt", "epoch_3.pt", "epoch_1_ema.pt", "epoch_2_ema.pt"],
+         "two series"),
+        ([f"model_v1.{v}.pt" for v in (8, 9, 10, 11)], "versions or decimals"),
+        (["28-01-2024.pt", "05-02-2024.pt", "01-03-2024.pt"], "date"),
+    ],
+)  # fmt: skip
+def test_what_does_not_tell_the_order_is_refused(tmp_path, found, words):
+    files = make(tmp_path, *found)
+    with pytest.raises(InputError, match=words):
+        find_series([tmp_path], is_checkpoint)
+    assert find_series(files, is_checkpoint, as_given=True).paths == files
+
+
+def test_links(tmp_path):
+    files = make(tmp_path / "real", "epoch_1.pt", "epoch_2.pt", "epoch_3.pt")
+    (tmp_path / "real/best.pt").symlink_to("epoch_3.pt")
+    (tmp_path / "real/epoch_4.pt").hardlink_to(files[2])
+    (tmp_path / "link").symlink_to("real")
+    for folder in ("real", "link"):
+        series = find_series([tmp_path / folder], is_checkpoint)
+        assert [path.name for path in series.paths] == [file.name for file in files]
+        assert sum(" is the same as " in note for note in series.notes) == 2
+
+
+def test_one_folder_in_several_spellings(tmp_path, monkeypatch):
+    files = make(tmp_path / "x", "epoch_1.pt", "epoch_2.pt", "epoch_3.pt")
+    monkeypatch.chdir(tmp_path / "x")
+    paths = [Path("epoch_3.pt"), Path("../x/epoch_1.pt"), files[1]]
+    assert [path.name for path in find_series(paths, is_checkpoint).paths] == [
+        file.name for file in files
+    ]
+
+
+def test_as_given_keeps_what_is_given_twice(tmp_path):
+    one, two = make(tmp_path, "epoch_1.pt", "epoch_2.pt")
+    assert find_series([one, two, one], is_checkpoint, as_given=True).paths == [one, two, one]
+
+
+def test_many_outputs_of_the_command_are_no_series(tmp_path):
+    make(tmp_path, "epoch_1.pt", "epoch_2.pt", *(
+        f"described_{number}/{name}" for number in range(5)
+        for name in ("cmd.safetensors", "sampled.safetensors", "reconstructed/model.safetensors")
+    ))  # fmt: skip
+    series = find_series([tmp_path], is_checkpoint)
+    assert names(series, tmp_path) == ["epoch_1.pt", "epoch_2.pt"]
+    assert all("was made by CMD" in note for note in series.notes)
 
 
 PATTERNS = ["epoch_{}.pt", "checkpoint-{}/model.safetensors", "{:05d}.ckpt", "run7/step{}.pth",

@@ -12,8 +12,12 @@ weights that were clustered at each moment.
 
 import argparse
 import contextlib
+import json
+import os
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +28,14 @@ from tqdm import tqdm
 
 from .checkpoints import Opened, is_checkpoint, open_checkpoint
 from .checkpoints.alignment import SeriesLayer, align
-from .checkpoints.series import PARAMETERS, RECONSTRUCTED, Series, choose, find_series
+from .checkpoints.series import (
+    PARAMETERS,
+    RECONSTRUCTED,
+    SAMPLED,
+    Series,
+    choose,
+    find_series,
+)
 from .checkpoints.snapshots import StoredSnapshots
 from .clustering import sample_weights
 from .errors import InputError
@@ -34,7 +45,6 @@ from .model import CMDModel
 from .quality import Description, Descriptions
 from .ranks import ALONE, Ranks
 
-SAMPLED = "sampled.safetensors"
 INTERRUPTED = "interrupted; nothing was written"
 BYTES_A_WEIGHT = 9  # of a, b and the mode
 
@@ -50,7 +60,10 @@ def fit_checkpoints(args: argparse.Namespace, ranks: Ranks = ALONE) -> None:
         raise InputError(f"--samples {args.samples} is below --modes {args.modes}: raise it")
     device = find_device(args.device)
     series = find_series(args.checkpoints, is_checkpoint, args.as_given)
-    series = choose(series, getattr(args, "from"), args.to, args.every, args.last)
+    first = getattr(args, "from")
+    if first is not None and args.to is not None and first > args.to:
+        raise InputError(f"--from {first:g} is above --to {args.to:g}: exchange them")
+    series = choose(series, first, args.to, args.every, args.last)
     opened = [open_checkpoint(path, args.key) for path in series.paths]
     alignment = align(opened, args.include, args.exclude)
     sizes = [layer.numel() for layer in alignment.layers]
@@ -58,7 +71,8 @@ def fit_checkpoints(args: argparse.Namespace, ranks: Ranks = ALONE) -> None:
         raise InputError(f"--modes {args.modes} is more than the {sum(sizes)} weights: lower it")
     with output_files(args.output, opened[-1].suffix, args.overwrite) as outputs:
         require_room(args.output, BYTES_A_WEIGHT * sum(sizes) + size_of(series.paths[-1]))
-        print("\n".join((*series.notes, *alignment.notes, told(series, opened))), flush=True)
+        for line in (*series.notes, *alignment.notes, told(series, opened)):
+            print(one_line(line), flush=True)
         fit(args, device, opened, alignment.layers, outputs, ranks)
 
 
@@ -110,39 +124,78 @@ def write(
 ) -> None:
     """Write the results, all of them or none."""
     parameters, reconstructed, curves = outputs
-    with whole(parameters) as draft, whole(curves) as other:
-        cmd.save(draft)
-        content = {"sample": sample, "trajectory": sampled.cpu()}
-        write_safe(content, other, sampled_metadata(layers, opened))
-        note = opened[-1].save(reconstructed, reconstruction(cmd, layers))
+    draft = reconstructed.with_name(f".{reconstructed.name}.{os.getpid()}")
+    try:
+        with whole_signals() as hold, whole(parameters) as own, whole(curves) as others:
+            cmd.save(own)
+            content = {"sample": sample, "trajectory": sampled.cpu()}
+            write_safe(content, others, sampled_metadata(layers, opened))
+            note = opened[-1].save(draft, reconstruction(cmd, opened[-1], layers))
+            hold()
+            for stale in reconstructed.parent.glob(f"{RECONSTRUCTED}*"):
+                remove(stale)
+            draft.replace(reconstructed)
+    finally:
+        remove(draft)
     if note is not None:
-        print(f"note: {note}")
+        print(f"note: {one_line(note)}")
+
+
+@contextlib.contextmanager
+def whole_signals() -> Iterator[Callable[[], None]]:
+    """Yield a function that holds SIGINT and SIGTERM back from its call to the block's end, after
+    which the other results follow at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        yield lambda: signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def one_line(words: str) -> str:
+    """The words with line breaks and other unprintable characters escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
 
 
 def sampled_metadata(layers: Sequence[SeriesLayer], opened: Sequence[Opened]) -> dict[str, str]:
     """Which weights the sample is of: names and sizes of the layers, and the moments."""
     return {
-        "layers": "\n".join(layer.name for layer in layers),
-        "sizes": " ".join(str(layer.numel()) for layer in layers),
-        "moments": "\n".join(str(each.path) for each in opened),
+        "layers": json.dumps([layer.name for layer in layers]),
+        "sizes": json.dumps([layer.numel() for layer in layers]),
+        "moments": json.dumps([str(each.path) for each in opened]),
     }
 
 
 def reconstruction(
-    cmd: CMDModel, layers: Sequence[SeriesLayer]
+    cmd: CMDModel, last: Opened, layers: Sequence[SeriesLayer]
 ) -> Mapping[str, Callable[[], Tensor]]:
     """What makes the last checkpoint's tensors, by name, each when it is needed."""
     made, start = {}, 0
     for layer in layers:
         stop = start + layer.numel()
-        made[layer.name] = partial(reconstructed_layer, cmd, layer.name, slice(start, stop))
+        dtype = last.tensors[layer.name].dtype
+        made[layer.name] = partial(reconstructed_layer, cmd, layer.name, slice(start, stop), dtype)
         start = stop
     return made
 
 
-def reconstructed_layer(cmd: CMDModel, name: str, part: slice) -> Tensor:
-    """A layer of the last checkpoint by CMD; a running variance is at least 0."""
+def reconstructed_layer(cmd: CMDModel, name: str, part: slice, dtype: torch.dtype) -> Tensor:
+    """A layer of the last checkpoint by CMD, within the range of its dtype; a running variance is
+    at least 0."""
     values = cmd.of_weights(part).reconstruct(cmd.reference_history[-1])
+    most = min(torch.finfo(dtype).max, torch.finfo(values.dtype).max)
+    values = torch.where(values.isinf(), values, values.clamp(-most, most))
     return values.clamp_(min=0) if name.rpartition(".")[2] == "running_var" else values
 
 
@@ -180,9 +233,13 @@ def output_files(folder: Path, suffix: str, overwrite: bool) -> Iterator[tuple[P
     Raises InputError if there are results that may not be overwritten.
     """
     files = folder / PARAMETERS, folder / f"{RECONSTRUCTED}{suffix}", folder / SAMPLED
-    for file in files:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output {folder} is a file: choose a folder")
+    for file in (*files, *folder.glob(f"{RECONSTRUCTED}*")):
         if file.exists() and not overwrite:
             raise InputError(f"--output {folder} holds {file.name}: choose another, or --overwrite")
+        if file.is_dir() and file.suffix:
+            raise InputError(f"--output {folder} holds a folder {file.name}: choose another")
     there = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -60,7 +60,9 @@ class Descriptions:
         """Take in a range of weights, as `fit_cmd` tells of it."""
         moved = columns - columns[0]  # exact where the movement is small against the value
         moved -= moved.mean(0)
-        own = moved.square_().sum(0).double()
+        own = moved.square().sum(0).double()
+        if not own.isfinite().all():  # float32's squares end at 1e38
+            own = moved.double().square_().sum(0)
         explained = torch.where(square > 0, covariance.square() / square, 0)
         residual = (own - explained).clamp_(min=0)
         of_all = own + len(columns) * mean.square()

@@ -1,5 +1,6 @@
 """What the command on checkpoints left, opened for pictures: its sample stands for a run."""
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,8 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from utils.cmd.checkpoints.series import PARAMETERS
-from utils.cmd.fit_files import SAMPLED
+from utils.cmd.checkpoints.series import PARAMETERS, SAMPLED
 from utils.cmd.model import CMDModel
 from utils.system.errors import UserError
 
@@ -100,9 +100,8 @@ class StoredSeries:
             with safe_open(folder / SAMPLED, "pt") as file:
                 told = file.metadata()
                 index, rows = file.get_tensor("sample"), file.get_tensor("trajectory")
-            sizes = [int(size) for size in told["sizes"].split()]
-            self.layers = list(zip(told["layers"].split("\n"), sizes, strict=True))
-            moments = told["moments"].split("\n")
+            names, sizes, moments = (json.loads(told[k]) for k in ("layers", "sizes", "moments"))
+            self.layers = list(zip(names, sizes, strict=True))
             at = torch.searchsorted(index, cmd.reference)
             if (
                 sum(sizes) != cmd.n_weights

@@ -82,13 +82,19 @@ def align(
                     f"CHECKPOINT {one.path} has a tensor {name!r}, which {last.path} has not: "
                     "leave it out with --exclude, or the checkpoint"
                 )
-    layers, seen = [], set()
+    layers, seen, places = [], set(), {}
     for name in wanted:
         moments = tuple(own[name] for own in names)
         tied = tuple((stored.place, stored.shape) for stored in moments)
-        if tied not in seen:
-            seen.add(tied)
-            layers.append(SeriesLayer(moments[-1].name, moments))
+        if tied in seen:
+            continue
+        if places.setdefault(tied[-1], name) != name:
+            raise InputError(
+                f"CHECKPOINT {last.path}: {places[tied[-1]]!r} and {name!r} are tied, and not in "
+                "all others: leave one out with --exclude"
+            )
+        seen.add(tied)
+        layers.append(SeriesLayer(moments[-1].name, moments))
     return Alignment(layers, notes)
 
 

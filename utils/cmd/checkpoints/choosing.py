@@ -37,8 +37,9 @@ def choose(content: Any, key: str | None, path: Path) -> tuple[str, Mapping[Any,
     if key is not None:
         value = at(content, key)
         if not is_state(entries(value)):
-            there = _listed(name for name in found if name) or "none"
-            raise InputError(f"--key {key}: {path} has no such state; it has {there}")
+            there = _listed(name for name in found if name)
+            whole = "one without a key: leave --key out" if "" in found else "none"
+            raise InputError(f"--key {key}: {path} has no such state; it has {there or whole}")
         return key, entries(value)
     found = {name: held for name, held in found.items() if not AVERAGED.search(name)} or found
     name = _usual(content, found)

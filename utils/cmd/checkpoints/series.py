@@ -2,25 +2,30 @@
 
 import itertools
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputError
 
-PARAMETERS, RECONSTRUCTED = "cmd.safetensors", "reconstructed"  # what this package's command writes
-NUMBER = re.compile(r"\d+(?:\.\d+)?")
+# what this package's command writes
+PARAMETERS, RECONSTRUCTED, SAMPLED = "cmd.safetensors", "reconstructed", "sampled.safetensors"
+NUMBER = re.compile(r"(?:(?<==)-)?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
+LABEL = re.compile(r"(?<![A-Za-z0-9])([A-Za-z]+)[^A-Za-z0-9]*$")  # the word before a number
+ENDING = re.compile(r"\.(?:pth\.tar|pt|pth|bin|ckpt|safetensors)$")
 SHARD = re.compile(r"-\d+-of-\d+\.(?:safetensors|bin)$|\.distcp$")
-# the letters before a number that say what it counts, the coarser first
+# the words before a number that say what it counts: all of the first two, the coarser first, or
+# else the third
 TIMES = (
     ("epoch", "epochs", "ep", "e"),
-    ("step", "steps", "iteration", "iterations", "iter", "iters", "it", "update", "checkpoint",
-     "ckpt", "batch"),
+    ("step", "steps", "iteration", "iterations", "iter", "iters", "it", "update", "updates"),
 )  # fmt: skip
+OTHER_TIMES = ("checkpoint", "ckpt")
 SCORES = ("loss", "acc", "accuracy", "val", "score", "ppl", "perplexity", "top", "lr", "f", "auc",
           "bleu", "map", "error", "err")  # fmt: skip
-DEEPEST = 3  # folders within folders that are searched
+DAY_FIRST = re.compile(r"(?<!\d)\d{1,2}[-_.]\d{1,2}[-_.](?:19|20)\d\d(?!\d)")
+DEEPEST = 5  # folders within folders that are searched
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Moment:
     """
 
     path: Path
-    when: tuple[float, ...] = ()
+    when: tuple[int | float, ...] = ()
 
 
 @dataclass
@@ -80,7 +85,7 @@ def find_series(
         found += candidates
     found = _without_own(_whole(found), notes)
     if as_given:
-        moments = [Moment(path, when) for path, when in _dated(found)]
+        moments = [Moment(path, when) for path, when in _dated(found, strict=False)]
         if [m.when for m in moments] != sorted(m.when for m in moments):
             notes.append("the order is that given, against the numbers in the names")
         return _enough(Series(moments, notes), paths)
@@ -126,7 +131,8 @@ def choose(
     moments = moments[::-1][::every][::-1]
     moments = moments if last is None else moments[-last:]
     if len(moments) < 2:
-        flags = {"--from": first, "--to": to, "--every": every, "--last": last}
+        flags = {"--from": first, "--to": to, "--every": every if every > 1 else None,
+                 "--last": last}  # fmt: skip
         given = " ".join(f"{flag} {value:g}" for flag, value in flags.items() if value is not None)
         raise InputError(
             f"{given}: {len(moments)} of {len(series.moments)} checkpoints are left, and two are "
@@ -137,7 +143,7 @@ def choose(
 
 
 def _told(moment: Moment) -> str:
-    return " / ".join(f"{number:g}" for number in moment.when) or moment.path.name
+    return " / ".join(str(number) for number in moment.when) or moment.path.name
 
 
 def _checkpoints(
@@ -152,7 +158,7 @@ def _checkpoints(
         return [path] if is_checkpoint(path) else []
     itself = is_checkpoint(path)
     if (itself and not expand) or depth > DEEPEST:
-        return [path] if itself else []
+        return _numbered_file(path, is_checkpoint) if itself else []
     inside: list[Path] = []
     for entry in sorted(path.iterdir()):
         if not entry.name.startswith("."):
@@ -163,6 +169,19 @@ def _checkpoints(
     return inside
 
 
+def _numbered_file(folder: Path, is_checkpoint: Callable[[Path], bool]) -> list[Path]:
+    """The one file of a folder that is a checkpoint, if its name bears a number, such as the step;
+    else the folder."""
+    named = [
+        entry
+        for entry in folder.iterdir()
+        if ENDING.search(entry.name) and NUMBER.search(ENDING.sub("", entry.name))
+    ]
+    if len(named) == 1 and not SHARD.search(named[0].name) and is_checkpoint(named[0]):
+        return named
+    return [folder]
+
+
 def _is_part(entry: Path, folder: Path) -> bool:
     """Whether a file is a shard of the checkpoint that its folder is."""
     return entry.parent == folder and SHARD.search(entry.name) is not None
@@ -170,17 +189,22 @@ def _is_part(entry: Path, folder: Path) -> bool:
 
 def _whole(found: Iterable[Path]) -> list[Path]:
     """The checkpoints, the folder in place of shards that were given one by one."""
-    whole = (path.parent if SHARD.search(path.name) and path.is_file() else path for path in found)
-    return list(dict.fromkeys(whole))
+    whole: list[Path] = []
+    for path in found:
+        shard = SHARD.search(path.name) is not None and path.is_file()
+        if not shard:
+            whole.append(path)
+        elif path.parent not in whole:
+            whole.append(path.parent)
+    return whole
 
 
 def _without_own(found: list[Path], notes: list[str]) -> list[Path]:
     """Leave out what this package's command wrote."""
     kept = []
     for path in found:
-        folder = path if path.is_dir() else path.parent
-        own = path.is_dir() or path.name == PARAMETERS or path.name.startswith(RECONSTRUCTED)
-        if own and (folder / PARAMETERS).exists():
+        named = path.name in (PARAMETERS, SAMPLED) or path.name.startswith(RECONSTRUCTED)
+        if (path / PARAMETERS).exists() or (named and (path.parent / PARAMETERS).exists()):
             notes.append(f"set aside: {path} was made by CMD")
         else:
             kept.append(path)
@@ -189,32 +213,31 @@ def _without_own(found: list[Path], notes: list[str]) -> list[Path]:
 
 def _without_same(found: list[Path], notes: list[str]) -> list[Path]:
     """Leave out other names, such as links, of files that are there already."""
-    kept: dict[Path, Path] = {}
+    kept: dict[tuple[int, int], Path] = {}
     # a link after what it stands for, whatever their order
-    for path in sorted(found, key=lambda path: path.resolve() != path.absolute()):
-        real = path.resolve()
-        if real in kept:
-            notes.append(f"set aside: {path} is the same as {kept[real]}")
+    for path in sorted(found, key=lambda path: path.is_symlink()):
+        place = path.stat().st_dev, path.stat().st_ino
+        if place in kept:
+            notes.append(f"set aside: {path} is the same as {kept[place]}")
         else:
-            kept[real] = path
+            kept[place] = path
     chosen = set(kept.values())
-    return [path for path in found if path in chosen]
+    return [path for path in dict.fromkeys(found) if path in chosen]
 
 
 def _largest_group(found: list[Path], notes: list[str], given: Sequence[Path]) -> list[Path]:
     """The paths that are alike but for their numbers; the others are set aside.
 
-    Raises InputError if two groups are equally large.
+    Raises InputError if there are two groups of several.
     """
     groups: dict[str, list[Path]] = defaultdict(list)
     for path in found:
-        groups[NUMBER.sub("#", str(path))].append(path)
-    ranked = sorted(groups.values(), key=len, reverse=True)
-    series = [group for group in ranked if len(group) > 1]
-    if len(series) > 1 and len(series[0]) == len(series[1]):
+        groups[NUMBER.sub("#", ENDING.sub("", _text(path)))].append(path)
+    series = [group for group in groups.values() if len(group) > 1]
+    if len(series) > 1:
         raise InputError(
-            f"CHECKPOINT {given[0]}: there are two series of {len(series[0])} checkpoints, as "
-            f"{series[0][0]} and as {series[1][0]}: give the files of one"
+            f"CHECKPOINT {given[0]}: there are two series, as {series[0][0]} and as "
+            f"{series[1][0]}: give the files of one"
         )
     if not series and len(found) > 1:
         raise InputError(
@@ -228,22 +251,108 @@ def _largest_group(found: list[Path], notes: list[str], given: Sequence[Path]) -
     return members
 
 
-def _dated(paths: Sequence[Path]) -> list[tuple[Path, tuple[float, ...]]]:
-    """Each path with the numbers that order it: those that count epochs or steps, if any are named
-    so, else all that differ between the paths but scores."""
-    texts = [str(path) for path in paths]
-    rows = [[float(number) for number in NUMBER.findall(text)] for text in texts]
-    if len({len(row) for row in rows}) != 1:  # not alike, as they were given
-        return [(path, tuple(row[-1:])) for path, row in zip(paths, rows, strict=True)]
-    labels = [
-        re.search(r"([A-Za-z]*)[^A-Za-z]*$", texts[0][: found.start()]).group(1).lower()
-        for found in NUMBER.finditer(texts[0])
-    ]
-    varying = [at for at in range(len(labels)) if len({row[at] for row in rows}) > 1]
-    timed = [at for words in TIMES for at in varying if labels[at] in words]
-    plain = [at for at in varying if labels[at] not in SCORES]
-    columns = timed or plain or varying
-    return [(path, tuple(row[at] for at in columns)) for path, row in zip(paths, rows, strict=True)]
+def _text(path: Path) -> str:
+    """A path in the one spelling that its folder has."""
+    return str(path.parent.resolve() / path.name)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number that differs between the paths.
+
+    Attributes:
+        label: the word before it.
+        depth: the part of the path that it is in.
+        values: what it is in each path.
+        whole: whether all of them are whole numbers.
+        texts: how they are written.
+    """
+
+    label: str
+    depth: int
+    values: tuple[int | float, ...]
+    whole: bool
+    texts: tuple[str, ...]
+
+
+def _dated(
+    paths: Sequence[Path], strict: bool = True
+) -> list[tuple[Path, tuple[int | float, ...]]]:
+    """Each path with the numbers that order it: those that count epochs and steps, if any are named
+    so, else all whole ones that differ between the paths but scores, else all others.
+
+    Raises InputError, if it is strict, where the numbers do not tell the order.
+    """
+    columns = _columns(paths)
+    if columns is None:  # not alike, as they were given
+        return [(path, ()) for path in paths]
+    timed = [column for words in TIMES for column in columns if column.label in words]
+    timed = timed or [column for column in columns if column.label in OTHER_TIMES]
+    plain = [column for column in columns if column.label not in SCORES]
+    chosen = timed or [column for column in plain if column.whole] or plain or columns
+    if strict:
+        _require_one_run(paths, columns, chosen)
+        _require_clear(paths, chosen)
+    return [(path, tuple(column.values[at] for column in chosen)) for at, path in enumerate(paths)]
+
+
+def _columns(paths: Sequence[Path]) -> list[Column] | None:
+    """The numbers that differ between paths, in their order; None where the paths are not alike."""
+    texts = [ENDING.sub("", _text(path)) for path in paths]
+    found = [list(NUMBER.finditer(text)) for text in texts]
+    if len({len(each) for each in found}) != 1:
+        return None
+    columns = []
+    for matches in zip(*found, strict=True):
+        written = tuple(match.group() for match in matches)
+        if len(set(written)) > 1:
+            before = texts[0][: matches[0].start()]
+            label = LABEL.search(before)
+            whole = all(text.isdigit() for text in written)
+            columns.append(
+                Column(
+                    label.group(1).lower() if label else "",
+                    before.count("/"),
+                    tuple(int(text) if text.isdigit() else float(text) for text in written),
+                    whole,
+                    written,
+                )
+            )
+    return columns
+
+
+def _require_one_run(
+    paths: Sequence[Path], columns: Sequence[Column], chosen: Sequence[Column]
+) -> None:
+    """Raise InputError if another number, or that of a folder, tells several series apart."""
+    ordering = chosen[-1].depth if chosen else 0
+    for column in columns:
+        apart = column not in chosen or column.depth != ordering
+        if not (apart and column.whole) or column.label in SCORES:
+            continue
+        sizes = Counter(column.values)
+        if len(sizes) > 1 and max(sizes.values()) > 1:
+            one, other = (column.values.index(value) for value in list(sizes)[:2])
+            raise InputError(
+                f"CHECKPOINT {paths[0]}: there are two series, as {paths[one]} and as "
+                f"{paths[other]}: give the files of one, or all in their order with --as_given"
+            )
+
+
+def _require_clear(paths: Sequence[Path], chosen: Sequence[Column]) -> None:
+    """Raise InputError if numbers can be read in two ways."""
+    for column in chosen:
+        lengths = {len(text.partition(".")[2]) for text in column.texts}
+        if not column.whole and len(lengths) > 1:
+            raise InputError(
+                f"CHECKPOINT {paths[0]}: {column.texts[0]} and {column.texts[-1]} can be versions "
+                "or decimals: give all files in their order with --as_given"
+            )
+    if chosen and all(DAY_FIRST.search(path.name) for path in paths):
+        raise InputError(
+            f"CHECKPOINT {paths[0]}: its date does not begin with the year: give all files in "
+            "their order with --as_given"
+        )
 
 
 def _enough(series: Series, given: Sequence[Path]) -> Series:

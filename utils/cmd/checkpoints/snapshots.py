@@ -106,7 +106,7 @@ class StoredSnapshots:
         at = wrong.any(0).nonzero().flatten()
         first = columns[0, at]
         same = (columns[:, at] == first) | (columns[:, at].isnan() & first.isnan())
-        moves = ~same.all(0)
+        moves = ~same.all(0) | self._too_large(index[at])
         if moves.any():
             column = int(at[moves.nonzero()[0]])
             moment = int(wrong[:, column].nonzero()[0])
@@ -119,6 +119,17 @@ class StoredSnapshots:
             )
         columns[:, at] = 0
         return index[at], first.clone()
+
+    def _too_large(self, weights: Tensor) -> Tensor:
+        """Whether each of some weights that are infinite in float32, int64 [n], is not so in a
+        file: bool [n]."""
+        found = torch.zeros(len(weights), dtype=torch.bool)
+        for number, weight in enumerate(weights.tolist()):
+            layer, _ = self._locate(weight)
+            if any(stored.dtype == torch.float64 for stored in layer.moments):
+                place = self._place(weight)
+                found[number] = any(bool(s.read(*place).isfinite()) for s in layer.moments)
+        return found
 
     def _locate(self, weight: int) -> tuple[SeriesLayer, int]:
         """The layer that a weight of θ is in, and its place there."""
