@@ -446,6 +446,17 @@ def test_a_mask_of_infinities_is_a_weight_that_never_moves(memory, with_history)
     assert everything(restored) == before
 
 
+def test_values_beyond_float32_are_no_infinities():
+    model = nn.Linear(3, 3, dtype=torch.float64)
+    nn.init.constant_(model.bias, 1e300)
+    with pytest.raises(ValueError, match="update 0: tensor 'bias' is not finite in float32"):
+        OnlineCMD(model, 2, 12, 2).update_parameters(model)
+    cmd = OnlineCMD(model, 2, 9, 2, parameters=lambda name: name == "weight")
+    for _ in range(4):
+        stepped(model, cmd)
+    assert torch.equal(cmd.module.bias, model.bias)
+
+
 def test_what_was_empty_at_construction_may_be_filled_before_the_first_update():
     model = nn.Linear(4, 4)
     nn.init.constant_(model.weight, torch.nan)

@@ -95,7 +95,13 @@ class Mirror:
             self.module.to(device)
         device = torch.device(device or next(iter(first.values())).device)
         theta = read_vector(first, torch.empty(self.n_weights, device=device))
-        self.constant = (~theta.isfinite()).nonzero().flatten()
+        endless, start = ~theta.isfinite(), 0
+        for tensor in first.values():
+            own = endless[start : start + tensor.numel()]
+            if tensor.dtype == torch.float64 and own.any():  # it may be finite, beyond float32
+                own &= ~whole(tensor.detach()).isfinite().flatten().to(device)
+            start += tensor.numel()
+        self.constant = endless.nonzero().flatten()
         self.values = theta[self.constant]
 
     @property
