@@ -15,7 +15,7 @@ from utils.results.stored_run import StoredRun
 
 @pytest.fixture
 def benchmark(monkeypatch, capsys):
-    """Run a benchmark within this process, which takes less time; `test_fit` measures in others."""
+    """Run a benchmark within this process, which takes less time; some are run in others."""
 
     def run(name, *arguments):
         module = importlib.import_module(f"benchmarks.{name.removesuffix('.py')}")
@@ -90,8 +90,8 @@ def test_samples(real_run, capsys):
     assert "mean of the latest 5 epochs" in rows
 
 
-def test_subspace(tmp_path, benchmark):
-    code, out, error = benchmark("subspace.py", "-N", 20_000, "-T", 12, "-d", 4,
+def test_subspace(tmp_path):
+    code, out, error = in_a_process("subspace.py", "-N", 20_000, "-T", 12, "-d", 4,
                                  "--repeats", 1, "--folder", tmp_path)  # fmt: skip
     assert code == 0, error
     ours = next(line for line in out.splitlines() if line.startswith("principal_directions"))

@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
             fit_files.fit_checkpoints(args, ranks)
         except InputError as error:
             raise UserError(str(error)) from error
+        ranks.leave()
 
     return run_command(PROGRAM, f"--output {args.output}", work, fit_files.INTERRUPTED)
 
