@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import peft
@@ -345,8 +346,10 @@ def test_the_sample_is_kept(tmp_path):
 
 
 def test_two_processes_are_one(tmp_path):
-    for epoch, state in enumerate(states()):
-        torch.save(state, tmp_path / f"epoch_{epoch}.pt")
+    masks = {"a": torch.full((40,), -torch.inf), "z": torch.full((3,), torch.nan)}
+    for epoch, state in enumerate(states()):  # a mask in the range of each process
+        content = {"a": masks["a"], **state, "z": masks["z"]}
+        torch.save(content, tmp_path / f"epoch_{epoch}.pt")
     alone = described(tmp_path, out=tmp_path / "alone")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
@@ -355,7 +358,11 @@ def test_two_processes_are_one(tmp_path):
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert same(CMDModel.load(tmp_path / "both/cmd.safetensors"), alone)
+    both = CMDModel.load(tmp_path / "both/cmd.safetensors")
+    assert alone.b[:40].isinf().all() and alone.b[-3:].isnan().all()
+    assert same(replace(both, b=both.b.nan_to_num(7)), replace(alone, b=alone.b.nan_to_num(7)))
+    written = torch.load(tmp_path / "both/reconstructed.pt")
+    assert torch.equal(written["a"], masks["a"]) and written["z"].isnan().all()
     assert done.stdout.count("mean |correlation|") == 1
 
 

@@ -93,14 +93,26 @@ def fit(
         sampled = snapshots.columns(sample)
         cmd = fit_cmd(snapshots, sample, args.modes, ranks=ranks, watch=descriptions.add)
     cmd = cmd.to("cpu")
-    for at, values in zip(snapshots.constant, snapshots.values, strict=True):
-        cmd.b[at] = values
+    put_constants(cmd, snapshots, ranks)
     found = descriptions.over(ranks)
     ranks.object_from_first(lambda: write(cmd, sample, sampled, layers, opened, outputs))
     print(
         f"\n{report([layer.name for layer in layers], found)}\n\n{len(opened)} checkpoints of "
         f"{cmd.n_weights:,} weights in {cmd.modes} modes: {', '.join(map(str, outputs))}"
     )
+
+
+def put_constants(cmd: CMDModel, snapshots: StoredSnapshots, ranks: Ranks) -> None:
+    """Make b what the entries are that are not finite and never change, by all ranks; a is 0."""
+    if ranks.size == 1:
+        for at, values in zip(snapshots.constant, snapshots.values, strict=True):
+            cmd.b[at] = values
+        return
+    own = ranks.share(cmd.n_weights)
+    part = torch.zeros(own.stop - own.start)
+    for at, values in zip(snapshots.constant, snapshots.values, strict=True):
+        part[at - own.start] = values
+    cmd.b += ranks.gather(part, cmd.n_weights)  # elsewhere it is 0
 
 
 def told(series: Series, opened: Sequence[Opened]) -> str:
@@ -126,7 +138,7 @@ def write(
     parameters, reconstructed, curves = outputs
     draft = reconstructed.with_name(f".{reconstructed.name}.{os.getpid()}")
     try:
-        with whole_signals() as hold, whole(parameters) as own, whole(curves) as others:
+        with signals_held() as hold, whole(parameters) as own, whole(curves) as others:
             cmd.save(own)
             content = {"sample": sample, "trajectory": sampled.cpu()}
             write_safe(content, others, sampled_metadata(layers, opened))
@@ -142,7 +154,7 @@ def write(
 
 
 @contextlib.contextmanager
-def whole_signals() -> Iterator[Callable[[], None]]:
+def signals_held() -> Iterator[Callable[[], None]]:
     """Yield a function that holds SIGINT and SIGTERM back from its call to the block's end, after
     which the other results follow at once."""
     if threading.current_thread() is not threading.main_thread():

@@ -110,8 +110,8 @@ class StoredSnapshots:
         if moves.any():
             column = int(at[moves.nonzero()[0]])
             moment = int(wrong[:, column].nonzero()[0])
-            layer, _ = self._locate(int(index[column]))
-            value = layer.moments[moment].read(*self._place(int(index[column])))
+            layer, place = self._locate(int(index[column]))
+            value = layer.moments[moment].read(place, place + 1)
             reason = "is beyond float32" if value.isfinite().all() else "is not finite"
             raise InputError(
                 f"CHECKPOINT {self._moments[moment]}: tensor {layer.name!r} {reason}: leave the "
@@ -125,10 +125,11 @@ class StoredSnapshots:
         file: bool [n]."""
         found = torch.zeros(len(weights), dtype=torch.bool)
         for number, weight in enumerate(weights.tolist()):
-            layer, _ = self._locate(weight)
+            layer, place = self._locate(weight)
             if any(stored.dtype == torch.float64 for stored in layer.moments):
-                place = self._place(weight)
-                found[number] = any(bool(s.read(*place).isfinite()) for s in layer.moments)
+                found[number] = any(
+                    bool(stored.read(place, place + 1).isfinite()) for stored in layer.moments
+                )
         return found
 
     def _locate(self, weight: int) -> tuple[SeriesLayer, int]:
@@ -136,7 +137,3 @@ class StoredSnapshots:
         number = int(torch.searchsorted(self._ends, weight, right=True))
         layer = self._layers[number]
         return layer, weight - int(self._ends[number]) + layer.numel()
-
-    def _place(self, weight: int) -> tuple[int, int]:
-        _, offset = self._locate(weight)
-        return offset, offset + 1
