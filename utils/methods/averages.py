@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from utils.cmd.vector import read_vector, write_vector
 from utils.methods.base import Method
@@ -23,6 +23,7 @@ from utils.storage.store import AFRESH, usable
 from utils.system.arguments import at_least, positive, truth_or_count
 from utils.system.errors import UserError
 from utils.system.options import option
+from utils.training.exponential import ExponentialAverage
 from utils.training.run import Run
 from utils.training.settings import TrainingSettings
 
@@ -51,10 +52,7 @@ class EMA(Method):
 
     def __init__(self, run: Run, metrics: Metrics) -> None:
         super().__init__(run, metrics)
-        average = get_ema_multi_avg_fn(self.settings.ema_decay)
-        self.average = AveragedModel(run.model, multi_avg_fn=average, use_buffers=True)
-        # it is looked at every step, for which the host would wait for a GPU
-        self.average.n_averaged = self.average.n_averaged.cpu()
+        self.average = ExponentialAverage(run.model, self.settings.ema_decay)
 
     @classmethod
     def check(cls, settings: EMASettings) -> None:
@@ -81,6 +79,7 @@ class EMA(Method):
         run.follow_steps(self.name, self.average)
 
     def follow(self, epoch: int, module: nn.Module) -> nn.Module:
+        self.average.copy_counts(module)
         self.run.ranks.align_buffers(self.average.module)
         return self.average.module
 

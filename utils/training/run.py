@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
 
 from utils.base_utils import DOWNLOADED, get_model
 from utils.cmd.vector import layer_sizes, read_vector, write_vector
@@ -28,6 +27,7 @@ from utils.storage.trajectory import Trajectory
 from utils.system.errors import UserError
 from utils.training.compute import Compute
 from utils.training.epochs import TrainingBatches, evaluate, train_epoch
+from utils.training.exponential import ExponentialAverage
 from utils.training.folder import (
     CHECKPOINT,
     KEPT_OPTIMIZER,
@@ -133,7 +133,7 @@ class Run:
         place.open()
         self.store = place.store
         self._replayed: nn.Module | None = None
-        self._averages: dict[str, AveragedModel] = {}  # that take in every step
+        self._averages: dict[str, ExponentialAverage] = {}  # that take in every step
         self.step_states: dict[str, dict] = {}
         self.train_history: list[tuple[float, float, float]] = []
         self.trajectory = Trajectory(
@@ -181,7 +181,7 @@ class Run:
             settings.scheduler, optimizer, settings.epochs, steps, settings.lr_warmup
         )
 
-    def follow_steps(self, name: str, average: AveragedModel) -> None:
+    def follow_steps(self, name: str, average: ExponentialAverage) -> None:
         """Have an average take in the weights after every step from here on, and keep its state."""
         self._averages[name] = average
 
