@@ -38,7 +38,15 @@ from utils.training.optimizers import WARMUP_EPOCHS, WITH_WARMUP
 SEEDS = [0, 1, 2]
 WARMUP_CMD, WARMUP_PBFGS, PBFGS_NUM, EMBED_WINDOW = 20, 80, 40, 10  # of the paper's runs
 SHORTEST = 6  # the fewest epochs that every method of every table can be run in
-GIVEN = ("dataset", "limit", "weights", "precision", "epochs")  # asked of stored runs where given
+OF_PBFGS = ("pbfgs_batch_size", "accumulate")
+GIVEN = (
+    "dataset",
+    "limit",
+    "weights",
+    "precision",
+    "epochs",
+    *OF_PBFGS,
+)  # asked of stored runs where given
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,7 +107,10 @@ def command(args: argparse.Namespace, row: TableRow) -> list[str]:
             argv += [method.flags[0], "True" if method.name in needed else ""]
     argv += ["--seeds", *map(str, args.seeds)]
     defaults = train_cmd.build_parser()
-    passed_on = ("dataset", "data_dir", "limit", "weights", "device", "precision", "compile")
+    passed_on = (
+        "dataset", "data_dir", "limit", "weights", "device", "precision", "compile",
+        *OF_PBFGS, "pbfgs_pieces",
+    )  # fmt: skip
     for name in passed_on:
         value = getattr(args, name)
         if value != defaults.get_default(name) and (
@@ -214,6 +225,8 @@ def build_parser() -> argparse.ArgumentParser:
     flags.add_seeds_flag(parser, SEEDS)
     flags.add_setting(parser, "epochs", "weights", "precision")
     flags.add_compute_flags(parser)
+    flags.add_setting(flags.group(parser, "P-BFGS"), *OF_PBFGS)
+    flags.add_pieces_flag(parser)
     flags.add_data_flags(parser)
     group = parser.add_argument_group("results")
     group.add_argument(

@@ -68,7 +68,8 @@ def compare(args: argparse.Namespace) -> None:
     precision = choose_precision(args.precision, device)
     settings = replace(settings, data=dataset.fingerprint(), precision=precision)
     progress = batch_progress if ranks.first else lambda batches, _: batches
-    compute = Compute(device, Arithmetic(precision, args.compile), ranks, progress)
+    arithmetic = Arithmetic(precision, args.compile)
+    compute = Compute(device, arithmetic, ranks, args.pbfgs_pieces, progress)
 
     folder = Path(args.results_dir) / args.model
     folders = {args.seed: folder}
@@ -182,6 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
     flags.add_settings(parser, *declared, without=("seed",))
     flags.add_seed_flags(flags.group(parser, "model and training"))
     flags.add_compute_flags(flags.group(parser, "model and training"))
+    flags.add_pieces_flag(parser)
     flags.add_data_dir_flag(flags.group(parser, "data"))
     flags.add_result_flags(parser)
     return parser

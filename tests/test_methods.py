@@ -313,6 +313,17 @@ def test_a_single_step_an_epoch(again, finished, capsys):
     assert accuracies(done.folder, "pbfgs")[7:] != accuracies(finished, "pbfgs")[7:]
 
 
+def test_in_pieces_it_makes_the_same_steps(again, finished):
+    done = again(
+        lambda folder: forget_rows(folder, {"pbfgs", "pbfgs_equal"}),
+        "--p_bfgs", "1", "--pbfgs_pieces", "30",
+    )  # fmt: skip
+    assert done.code == 0
+    found, whole = (accuracies(folder, "pbfgs")[7:] for folder in (done.folder, finished))
+    assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in whole], rel=0.02)
+    assert found[0] == pytest.approx(whole[0], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

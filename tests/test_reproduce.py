@@ -178,6 +178,7 @@ def test_runs_unlike_each_other_are_not_averaged(finished, tmp_path, capsys, nam
         (["--epochs", "12"], "--epochs is 6 there, not 12"),
         (["--limit", "64"], "--limit is 128 there, not 64"),
         (["--dataset", "folder"], "--dataset is digits there, not folder"),
+        (["--pbfgs_batch_size", "64"], "--pbfgs_batch_size is 1024 there, not 64"),
     ],
 )
 def test_stored_runs_are_of_what_was_asked_for(finished, capsys, flags, words):
@@ -186,6 +187,14 @@ def test_stored_runs_are_of_what_was_asked_for(finished, capsys, flags, words):
     assert reproduce.main([*argv, "--results_dir", str(kept)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and words in error
+
+
+def test_what_p_bfgs_needs_of_memory_is_passed_on():
+    flags = ["--pbfgs_batch_size", "64", "--accumulate", "16", "--pbfgs_pieces", "8"]
+    args = reproduce.build_parser().parse_args(["table1", *flags])
+    for row in TABLE1.rows:
+        parsed = train_cmd.build_parser().parse_args(reproduce.command(args, row))
+        assert (parsed.pbfgs_batch_size, parsed.accumulate, parsed.pbfgs_pieces) == (64, 16, 8)
 
 
 def test_shorter_runs_have_a_shorter_warmup_of_the_learning_rate():

@@ -44,6 +44,8 @@ class ModelEntry:
         pretrained: whether it starts from weights trained elsewhere.
         test_batch_size: images tested at once, where they are part of the result, as they are
             where BatchNorm has no running statistics; else None.
+        pieces: images that P-BFGS differentiates at once, for at most 16 GB of activations (0.1 to
+            118 MB an image); None for whole mini-batches.
     """
 
     constructor: Callable[..., nn.Module]
@@ -57,6 +59,7 @@ class ModelEntry:
     scheduler: str = "none"
     pretrained: bool = False
     test_batch_size: int | None = None
+    pieces: int | None = None
 
     def build(self, num_classes: int, weights: str = SCRATCH) -> nn.Module:
         """The model, on the CPU.
@@ -96,11 +99,12 @@ MODELS: dict[str, ModelEntry] = {
     #                       constructor optimizer  lr     T    M   K
     "res18":     ModelEntry(ResNet18,   "sgd",  0.05,  150, 10, 1_000, test_batch_size=128),
     "preres164": ModelEntry(PreResNet,  "sgd",  0.1,   150, 2,  10_000),
-    "wideres":   ModelEntry(WideResNet, "sgd",  0.1,   120, 5,  1_000),
+    "wideres":   ModelEntry(WideResNet, "sgd",  0.1,   120, 5,  1_000, pieces=512),
     "lenet":     ModelEntry(LeNet5,     "adam", 0.001, 150, 10, 1_000),
-    "googlenet": ModelEntry(GoogLeNet,  "adam", 0.001, 120, 7,  5_000),
+    "googlenet": ModelEntry(GoogLeNet,  "adam", 0.001, 120, 7,  5_000, pieces=256),
     "vit":       ModelEntry(vit_b_16,   "sgd",  0.03,  90,  10, 1_000,
-                            transform=IMAGENET, scheduler="warmup_cosine", pretrained=True),
+                            transform=IMAGENET, scheduler="warmup_cosine", pretrained=True,
+                            pieces=128),
 }
 # fmt: on
 

@@ -1,5 +1,6 @@
 """P-BFGS as a compared method (utils.pbfgs_utils)."""
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable
@@ -22,8 +23,9 @@ from utils.storage.metrics import Metrics
 from utils.system.arguments import at_least
 from utils.system.errors import UserError
 from utils.system.options import option
-from utils.training.epochs import Batch, count_correct
+from utils.training.epochs import Batch, count_correct, in_pieces
 from utils.training.precision import BF16, TF32
+from utils.training.recompute import normalises_batches, recomputed
 from utils.training.run import Run
 from utils.training.settings import TrainingSettings
 
@@ -91,6 +93,12 @@ class PBFGS(Method):
             # the line search compares losses that differ by less than bfloat16 resolves; tf32 is
             # float32 where there is none
             self._arithmetic = replace(self._arithmetic, precision=TF32)
+        size = run.settings.batch_size if self._single else run.settings.pbfgs_batch_size
+        self._pieces = min(run.compute.pieces or run.entry.pieces or size, size)
+        # a piece of its images would give BatchNorm other statistics
+        self._recomputes = self._pieces < size and normalises_batches(self.module)
+        if self._recomputes:
+            self._pieces, self._arithmetic = size, replace(self._arithmetic, compiled=False)
         self._epoch = self._warmup  # the last one that the module has been through
 
     @classmethod
@@ -133,7 +141,7 @@ class PBFGS(Method):
         return n_weights * (warmup + 1) + num * len(cls.training_epochs(settings))
 
     def prepare(self) -> None:
-        run, settings = self.run, self.settings
+        run = self.run
         snapshots = Snapshots(run.trajectory.array, end=self._warmup + 1, device=run.device)
         try:
             directions = principal_directions(snapshots, self._num, trainable_ranges(self.module))
@@ -141,9 +149,7 @@ class PBFGS(Method):
             raise UserError(f"--pbfgs_num {self._num}: {error}; choose fewer") from error
         directions = run.ranks.from_first(directions)  # alike to the last bit
         write_vector(run.trajectory[self._warmup], self.module)
-        self._bfgs = SubspaceBFGS(
-            self.module, directions, settings.pbfgs_updates == EPOCH, run.ranks.sum
-        )
+        self._bfgs = SubspaceBFGS(self.module, directions, not self._single, run.ranks.sum)
         if run.ranks.object_from_first(self._state_file.exists):
             with run.store.reading(self._state_file.name) as state:
                 if not self._goes_on_from(state["epoch"]):
@@ -173,25 +179,34 @@ class PBFGS(Method):
             self._state_file.unlink(missing_ok=True)
 
     @property
+    def _single(self) -> bool:
+        return self.settings.pbfgs_updates == SINGLE
+
+    @property
     def _state_file(self) -> Path:
         return self.run.folder / self.scratch_files()[0]
 
     def _train(self, epoch: int) -> tuple[float, float]:
         """An epoch's steps; returns the mean loss and the accuracy before each of them."""
         run, settings = self.run, self.settings
-        single, size = settings.pbfgs_updates == SINGLE, settings.accumulate
-        batches = run.batches(epoch, None if single else settings.pbfgs_batch_size)
-        steps = range(1 if single else -(-len(batches) // size))
+        size = settings.accumulate
+        batches = run.batches(epoch, None if self._single else settings.pbfgs_batch_size)
+        steps = range(1 if self._single else -(-len(batches) // size))
         drawn = iter(batches)
         self.module.train()
         total_loss, n_images = 0.0, 0
         n_correct = torch.zeros((), dtype=torch.int64, device=run.device)
-        with self._arithmetic.products():
+        kept = recomputed(self.module) if self._recomputes else contextlib.nullcontext()
+        with self._arithmetic.products(), kept:
             for _ in run.compute.progress(steps, epoch):
                 step = list(islice(drawn, size))
                 count = sum(batch.total for batch in step)
                 logits = partial(self._arithmetic.logits, self.module)
-                losses = [_PartialLoss(logits, batch, count) for batch in step]
+                losses = [
+                    _PartialLoss(logits, piece, count)
+                    for batch in step
+                    for piece in in_pieces(batch, self._pieces)
+                ]
                 total_loss += count * self._bfgs.step(losses)
                 n_correct += sum(loss.n_correct for loss in losses)
                 n_images += count
@@ -216,8 +231,8 @@ class EqualPBFGS(PBFGS):
 
 
 class _PartialLoss:
-    """This rank's share of a mini-batch's share of the mean loss over `count` images: a function
-    of nothing, as the line search calls it."""
+    """The share that some images of this rank have of the mean loss over `count` images: a
+    function of nothing, as the line search calls it."""
 
     def __init__(self, model: Callable[[Tensor], Tensor], batch: Batch, count: int) -> None:
         self._model, self._images, self._labels = model, batch.images, batch.labels

@@ -19,12 +19,14 @@ class Compute:
         device: holds the model and all images.
         arithmetic: computes the model's passes.
         ranks: the processes that share the work.
+        pieces: images that P-BFGS differentiates at once, None for what suits the model.
         progress: wraps the batches of an epoch, given with its number, e.g. in a progress bar.
     """
 
     device: torch.device = CPU
     arithmetic: Arithmetic = PLAIN
     ranks: Ranks = ALONE
+    pieces: int | None = None
     progress: Callable[[Iterable, int], Iterable] = lambda batches, epoch: batches
 
 

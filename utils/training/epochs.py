@@ -34,6 +34,15 @@ class Batch(NamedTuple):
     total: int
 
 
+def in_pieces(batch: Batch, size: int) -> Iterator[Batch]:
+    """A batch's images, at most `size` at a time, with the batch's total."""
+    if not batch.n_images:
+        yield batch
+        return
+    for images, labels in zip(batch.images.split(size), batch.labels.split(size), strict=True):
+        yield Batch(images, labels, len(labels), batch.total)
+
+
 class TrainingBatches:
     """The batches of an epoch: every image once, in a random order, augmented; to be iterated over
     once. The last batch is as small as it comes."""
