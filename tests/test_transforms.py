@@ -13,6 +13,12 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def augmented(transform, x, generator, mirror):
+    return transform.finish(
+        transform.cut(x, transform.draw(len(x), tuple(x.shape[1:3]), generator, mirror))
+    )
+
+
 def as_uint8(x):
     mean, std = torch.tensor(CIFAR.mean)[:, None, None], torch.tensor(CIFAR.std)[:, None, None]
     return ((x * std + mean) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
@@ -30,7 +36,7 @@ def test_normalisation():
 @pytest.mark.parametrize("mirror", [True, False])
 def test_every_crop_is_a_window_of_the_padded_image(mirror):
     x = images()
-    out = as_uint8(CIFAR.train(x, generator(), mirror))
+    out = as_uint8(augmented(CIFAR, x, generator(), mirror))
     padded = torch.nn.functional.pad(x, (0, 0, 4, 4, 4, 4))
     shifts, flips = set(), 0
     for original, cropped in zip(padded, out, strict=True):
@@ -50,7 +56,7 @@ def test_every_crop_is_a_window_of_the_padded_image(mirror):
 @pytest.mark.parametrize("transform", [CIFAR, IMAGENET])
 def test_augmentation_follows_its_generator(transform):
     x = images(8)
-    first, again, other = (transform.train(x, generator(seed), True) for seed in (1, 1, 2))
+    first, again, other = (augmented(transform, x, generator(seed), True) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert first.shape == (8, 3, transform.size, transform.size)
     assert first.is_contiguous(memory_format=torch.channels_last)
@@ -60,7 +66,7 @@ def test_resized_crop_shows_parts_of_5_to_100_percent():
     """On an image whose channels are its coordinates, the result tells which part it shows."""
     ramp = torch.arange(0, 250, 250 / 64).to(torch.uint8)
     x = torch.stack([ramp[:, None].expand(64, 64), ramp.expand(64, 64), ramp.expand(64, 64)], 2)
-    out = IMAGENET.train(x.expand(500, -1, -1, -1), generator(), True) * 127.5 + 127.5
+    out = augmented(IMAGENET, x.expand(500, -1, -1, -1), generator(), True) * 127.5 + 127.5
     height = (out[:, 0, -1, :] - out[:, 0, 0, :]).mean(1) / 250
     width = (out[:, 1, :, -1] - out[:, 1, :, 0]).mean(1) / 250
     assert (height > 0).all() and (width > 0).all()  # never flipped

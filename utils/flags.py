@@ -106,9 +106,10 @@ def add_compute_flags(container) -> None:
 def add_pieces_flag(parser: argparse.ArgumentParser) -> None:
     """--pbfgs_pieces: how much memory P-BFGS takes."""
     option = Option(
-        None, "images differentiated at once, to need less memory; below a mini-batch, a model with "
-        "BatchNorm computes activations twice instead", at_least(1), None, "B",
-        "what suits the model",
+        None,
+        "images differentiated at once, to need less memory; below a mini-batch, a model with "
+        "BatchNorm computes activations twice instead",
+        at_least(1), None, "B", "what suits the model",
     )  # fmt: skip
     _add(group(parser, "P-BFGS"), ("--pbfgs_pieces",), option)
 

@@ -1,8 +1,8 @@
 """From uint8 images to a model's input, in batches on the device.
 
 A transform takes images uint8 [B, H, W, 3] and returns float32 [B, 3, size, size], normalised, in
-channels-last memory. It can return a `part` of a training batch alone, whose images are augmented
-as they are in the whole batch.
+channels-last memory. Training images take three steps, so that many can be augmented at once,
+and numbers that are drawn for a batch applied to a part of it: `draw`, `cut`, `finish`.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Channels = tuple[float, float, float]
-ALL = slice(None)
+Drawn = tuple[Tensor, ...]  # [B, …] each
 
 
 @dataclass(frozen=True)
@@ -34,29 +34,49 @@ class CropFlip:
     std: Channels
     resizes = False  # images must come at `size`
 
-    def train(
-        self, images: Tensor, generator: torch.Generator, mirror: bool, part: slice = ALL
-    ) -> Tensor:
-        """Augment and normalise.
+    @property
+    def cut_bytes(self) -> int:
+        """What an image takes between `cut` and `finish`."""
+        return 3 * self.size**2
+
+    def draw(
+        self, n_images: int, shape: tuple[int, int], generator: torch.Generator, mirror: bool
+    ) -> Drawn:
+        """Draw the augmentation of a batch.
 
         Args:
-            images: the whole batch, uint8 [B, H, W, 3].
-            generator: draws the augmentation.
+            n_images: B.
+            shape: H, W.
+            generator: of numbers on the images' device.
             mirror: whether a flipped image is of the same class.
-            part: the images to return.
+
+        Returns the first row and column of each crop, int64 [B], and whether it is flipped, bool
+        [B].
         """
-        n_images, device, pad = len(images), images.device, self.padding
-        draw = {"generator": generator, "device": device}
-        offset = torch.randint(2 * pad + 1, (2, n_images, 1), **draw)
-        within = torch.arange(self.size, device=device)
-        rows, columns = offset[0] + within, offset[1] + within  # [B, size]
+        del shape
+        device = generator.device
+        offset = torch.randint(
+            2 * self.padding + 1, (2, n_images), generator=generator, device=device
+        )
         if mirror:
-            flipped = torch.rand(n_images, 1, **draw) < 0.5
-            columns = torch.where(flipped, columns.flip(1), columns)
-        images, rows, columns = images[part], rows[part], columns[part]
+            flipped = torch.rand(n_images, generator=generator, device=device) < 0.5
+        else:
+            flipped = torch.zeros(n_images, dtype=torch.bool, device=device)
+        return *offset, flipped
+
+    def cut(self, images: Tensor, drawn: Drawn) -> Tensor:
+        """Crop and flip as was drawn: uint8 [B, size, size, 3]."""
+        row, column, flipped = (each[:, None] for each in drawn)
+        within, pad = torch.arange(self.size, device=images.device), self.padding
+        rows, columns = row + within, column + within  # [B, size]
+        columns = torch.where(flipped, columns.flip(1), columns)
         padded = functional.pad(images, (0, 0, pad, pad, pad, pad))
-        image = torch.arange(len(images), device=device)[:, None, None]
-        return normalise(padded[image, rows[:, :, None], columns[:, None, :]], self.mean, self.std)
+        image = torch.arange(len(images), device=images.device)[:, None, None]
+        return padded[image, rows[:, :, None], columns[:, None, :]]
+
+    def finish(self, cut: Tensor) -> Tensor:
+        """Normalise."""
+        return normalise(cut, self.mean, self.std)
 
     def test(self, images: Tensor) -> Tensor:
         return normalise(images, self.mean, self.std)
@@ -81,16 +101,23 @@ class ResizedCrop:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     resizes = True  # images may come at any one size
 
-    def train(
-        self, images: Tensor, generator: torch.Generator, mirror: bool, part: slice = ALL
-    ) -> Tensor:
-        """Augment and normalise, as `CropFlip.train` does, but never flip: `mirror` is ignored."""
+    @property
+    def cut_bytes(self) -> int:
+        """What an image takes between `cut` and `finish`."""
+        return 4 * 3 * self.size**2
+
+    def draw(
+        self, n_images: int, shape: tuple[int, int], generator: torch.Generator, mirror: bool
+    ) -> Drawn:
+        """Draw the parts, as `CropFlip.draw` does, but no flips: `mirror` is ignored.
+
+        Returns the affine maps from the result to each image, float32 [B, 2, 3].
+        """
         del mirror
-        n_images, height, width, _ = images.shape
-        draw = {"generator": generator, "device": images.device}
+        (height, width), device = shape, generator.device
         # Crops that do not fit are drawn again, up to ten draws; then the whole image is taken.
         tries = (10, n_images)
-        area = torch.empty(tries, device=images.device).uniform_(*self.scale, generator=generator)
+        area = torch.empty(tries, device=device).uniform_(*self.scale, generator=generator)
         log_ratio = torch.empty_like(area).uniform_(*map(math.log, self.ratio), generator=generator)
         extent = torch.stack(  # width and height, as fractions of the image's
             [
@@ -100,18 +127,27 @@ class ResizedCrop:
         )
         fits = (extent <= 1).all(0)
         first = fits.int().argmax(0)
-        extent = extent[:, first, torch.arange(n_images, device=images.device)]
+        extent = extent[:, first, torch.arange(n_images, device=device)]
         extent = torch.where(fits.any(0), extent, 1.0)
-        centre = (2 * torch.rand(2, n_images, **draw) - 1) * (1 - extent)  # in [−1, 1]
-        affine = torch.zeros(n_images, 2, 3, device=images.device)
+        shift = torch.rand(2, n_images, generator=generator, device=device)
+        centre = (2 * shift - 1) * (1 - extent)  # in [−1, 1]
+        affine = torch.zeros(n_images, 2, 3, device=device)
         affine[:, 0, 0], affine[:, 1, 1], affine[:, :, 2] = extent[0], extent[1], centre.T
-        channels_first = normalise(images[part], self.mean, self.std)
+        return (affine,)
+
+    def cut(self, images: Tensor, drawn: Drawn) -> Tensor:
+        """Normalise and resize the parts drawn: float32 [B, 3, size, size], channels-last."""
+        channels_first = normalise(images, self.mean, self.std)
         grid = functional.affine_grid(
-            affine[part], (len(channels_first), 3, self.size, self.size), align_corners=False
+            *drawn, (len(channels_first), 3, self.size, self.size), align_corners=False
         )
         return functional.grid_sample(
             channels_first, grid, padding_mode="border", align_corners=False
         ).contiguous(memory_format=torch.channels_last)
+
+    def finish(self, cut: Tensor) -> Tensor:
+        """Return what `cut` made, which is what a model takes."""
+        return cut
 
     def test(self, images: Tensor) -> Tensor:
         normalised = normalise(images, self.mean, self.std)

@@ -11,11 +11,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from utils.data.datasets import Dataset, Split
-from utils.data.transforms import CropFlip, ResizedCrop
+from utils.data.transforms import CropFlip, Drawn, ResizedCrop
 from utils.system.ranks import ALONE, Ranks
 from utils.training.compute import SIMPLE, Compute
 
 Transform = CropFlip | ResizedCrop
+AHEAD = {"cpu": 0, "cuda": 1 << 28}  # bytes of images that are augmented at once, or one batch
 
 
 class Batch(NamedTuple):
@@ -45,7 +46,11 @@ def in_pieces(batch: Batch, size: int) -> Iterator[Batch]:
 
 class TrainingBatches:
     """The batches of an epoch: every image once, in a random order, augmented; to be iterated over
-    once. The last batch is as small as it comes."""
+    once. The last batch is as small as it comes.
+
+    A GPU augments many batches at once, which costs it little more than one. What is drawn is the
+    same: for one batch after another.
+    """
 
     def __init__(
         self,
@@ -71,13 +76,31 @@ class TrainingBatches:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        split = self._split
-        for batch in self._batches:
-            share, n_images = self._ranks.batch_share(len(batch))
-            images = self._transform.train(
-                split.images[batch], self._generator, self._mirror, share
+        split, transform = self._split, self._transform
+        room = AHEAD.get(split.images.device.type, 0)
+        at_once = max(1, room // (transform.cut_bytes * len(self._batches[0])))
+        for first in range(0, len(self), at_once):
+            batches = self._batches[first : first + at_once]
+            shares = [self._ranks.batch_share(len(batch)) for batch in batches]
+            own = torch.cat([batch[part] for batch, (part, _) in zip(batches, shares, strict=True)])
+            cut = transform.cut(
+                split.images[own], self._draw(batches, [part for part, _ in shares])
             )
-            yield Batch(images, split.labels[batch[share]], n_images, len(batch))
+            sizes = [part.stop - part.start for part, _ in shares]
+            labels = split.labels[own]
+            for batch, (_, n_images), images, of_them in zip(
+                batches, shares, cut.split(sizes), labels.split(sizes), strict=True
+            ):
+                yield Batch(transform.finish(images), of_them, n_images, len(batch))
+
+    def _draw(self, batches: Sequence[Tensor], parts: Sequence[slice]) -> Drawn:
+        """The augmentation of a part of each batch."""
+        shape = tuple(self._split.images.shape[1:3])
+        drawn = []
+        for batch, part in zip(batches, parts, strict=True):
+            of_all = self._transform.draw(len(batch), shape, self._generator, self._mirror)
+            drawn.append([each[part] for each in of_all])
+        return tuple(map(torch.cat, zip(*drawn, strict=True)))
 
 
 def train_epoch(
