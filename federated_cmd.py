@@ -77,7 +77,8 @@ def main(argv: list[str] | None = None) -> int:
         if failures:
             raise failures[0]
 
-    return run_command(parser.prog, f"--results_dir {args.results_dir}", work)
+    smaller = "start with a smaller --batch_size in another --results_dir"
+    return run_command(parser.prog, f"--results_dir {args.results_dir}", work, smaller=smaller)
 
 
 server_app = ServerApp()

@@ -47,13 +47,19 @@ from utils.training.precision import Arithmetic, choose_precision
 from utils.training.run import Run
 from utils.training.settings import TrainingSettings
 
+SMALLER = (
+    "lower --test_batch_size or --pbfgs_pieces, and the run goes on, or start one with a smaller "
+    "--batch_size in another --results_dir"
+)
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
     args.command = shlex.join(["python", parser.prog, *(sys.argv[1:] if argv is None else argv)])
-    return run_command(parser.prog, f"--results_dir {args.results_dir}", lambda: compare(args))
+    where = f"--results_dir {args.results_dir}"
+    return run_command(parser.prog, where, lambda: compare(args), smaller=SMALLER)
 
 
 def compare(args: argparse.Namespace) -> None:

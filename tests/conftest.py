@@ -14,6 +14,18 @@ ROOT = Path(__file__).parent.parent
 SMALL = ["--dataset", "digits", "--model", "lenet", "--limit", "256"]
 
 
+ON_GPU = (
+    pytest.mark.device,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=ON_GPU)])
+def device(request):
+    """Each device that the algorithms have to be right on."""
+    return torch.device(request.param)
+
+
 def exit_code(command):
     """What a command ends with, whether it returns or exits."""
     try:

@@ -20,7 +20,8 @@ def make_model():
 
 def train_step(model):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model(torch.randn(5, 3, 8, 8)).square().mean().backward()
+    images = torch.randn(5, 3, 8, 8).to(model[0].weight.device)
+    model(images).square().mean().backward()
     optimizer.step()
     model.zero_grad()
 
@@ -35,14 +36,14 @@ def assert_equal(ours, theirs, model):
     assert list(found) == list(expected)
     for name, value in expected.items():
         if value.is_floating_point() or name == "n_averaged":
-            assert torch.equal(found[name], value), name
+            assert torch.equal(found[name], value.to(found[name].device)), name
         else:
             assert torch.equal(found[name], model.state_dict()[name.removeprefix("module.")])
 
 
 @pytest.mark.parametrize("decay", [0.9, 0.999, 0.12345])
-def test_it_is_torch_s_average_to_the_bit(decay):
-    model = make_model()
+def test_it_is_torch_s_average_to_the_bit(decay, device):
+    model = make_model().to(device)
     theirs, ours = both(model, decay)
     for _ in range(7):
         train_step(model)

@@ -37,10 +37,14 @@ def assert_equals_reference(cmd, trajectory, sample, modes):
     ("n_epochs", "n_weights", "k", "modes"),
     [(30, 2003, 300, 10), (21, 997, 997, 4), (12, 501, 40, 1), (150, 301, 200, 7)],
 )
-def test_fit_equals_reference(make, n_epochs, n_weights, k, modes):
+def test_fit_equals_reference(make, n_epochs, n_weights, k, modes, device):
     trajectory = make(n_epochs, n_weights)
     sample = draw(n_weights, k)
-    cmd = fit_cmd(trajectory, sample, modes)
+    cmd = fit_cmd(trajectory, sample, modes, device=device)
+    assert cmd.a.device.type == device.type
+    there = fit_cmd(torch.from_numpy(trajectory).to(device), sample, modes)
+    assert torch.equal(cmd.a, there.a) and torch.equal(cmd.mode, there.mode)
+    cmd = cmd.to("cpu")
     assert_equals_reference(cmd, trajectory, sample, modes)
     constant = np.arange(0, n_weights, 50)
     moving = np.isin(constant, cmd.reference.numpy(), invert=True)

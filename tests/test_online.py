@@ -31,17 +31,17 @@ def follow(online, trajectory, start=0, net=None):
 
 @pytest.mark.parametrize("make", [trajectories.drifting, trajectories.offset])
 @pytest.mark.parametrize("start", [0, 3])
-def test_updates_equal_the_full_fit_after_every_epoch(make, start):
+def test_updates_equal_the_full_fit_after_every_epoch(make, start, device):
     trajectory = np.abs(make(40, N))  # a running variance is never negative
-    online = OnlineCMD(small_net(), modes=6, samples=200, warmup=10, seed=1, start=start)
+    online = OnlineCMD(small_net().to(device), 6, samples=200, warmup=10, seed=1, start=start)
     sample = sample_weights(layer_sizes(small_net()), 200, torch.Generator().manual_seed(1))
-    fitted = fit_cmd(trajectory, sample, 6, start, 11)
-    for epoch, net in follow(online, trajectory):
+    fitted = fit_cmd(trajectory, sample, 6, start, 11, device="cpu")
+    for epoch, net in follow(online, trajectory, net=small_net().to(device)):
         if epoch < 10:
             assert online.model is None
             assert torch.equal(read_vector(online.module), read_vector(net))
             continue
-        cmd = online.model
+        cmd = online.model.to("cpu")
         assert torch.equal(cmd.reference, fitted.reference)
         assert torch.equal(cmd.mode, fitted.mode)
         assert cmd.reference_history.shape == (epoch + 1 - start, 6)
@@ -51,7 +51,8 @@ def test_updates_equal_the_full_fit_after_every_epoch(make, start):
         np.testing.assert_allclose(cmd.a, a, rtol=1e-4, atol=1e-6 * np.abs(a).max())
         np.testing.assert_allclose(cmd.b, b, rtol=1e-4, atol=1e-6 * np.abs(b).max())
         assert (cmd.a[cmd.reference] == 1).all() and (cmd.b[cmd.reference] == 0).all()
-        expected = cmd.reconstruct(torch.from_numpy(trajectory[epoch])[cmd.reference])
+        there = online.model
+        expected = there.reconstruct(torch.from_numpy(trajectory[epoch])[cmd.reference])
         ours = copy.deepcopy(net)
         write_vector(expected, ours)
         assert torch.equal(read_vector(online.module), read_vector(ours))

@@ -23,14 +23,12 @@ class Point(nn.Module):
 
 
 @pytest.fixture
-def problem():
+def problem(device):
     """A convex quadratic and a random subspace: (module, P, the loss, its minimum there)."""
     torch.manual_seed(1)
-    module = Point()
-    factor = torch.randn(N, N)
-    curvature = factor @ factor.T / N + torch.eye(N)
-    centre = torch.randn(N)
-    directions = torch.linalg.qr(torch.randn(N, D)).Q.T.contiguous()
+    module, factor, centre = Point().to(device), torch.randn(N, N), torch.randn(N).to(device)
+    curvature = (factor @ factor.T / N + torch.eye(N)).to(device)
+    directions = torch.linalg.qr(torch.randn(N, D)).Q.T.contiguous().to(device)
 
     def loss():
         away = module.theta - centre

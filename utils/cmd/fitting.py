@@ -118,7 +118,7 @@ def fit_parts(
     n_epochs, n_modes = deviation.shape
     rows = _rows(torch.where(norm > 0, deviation / norm, 0), torch.ones_like(deviation[:, 0]))
     rounding = n_epochs**1.5 * torch.finfo(rows.dtype).eps  # of a product, against |mean|
-    for part, columns in snapshots.parts(within):
+    for part, columns in snapshots.parts(within, len(rows)):
         product = _strips(rows, columns)
         n_weights = columns.shape[1]
         mean = product[:, n_modes].reshape(-1)[:n_weights]
@@ -163,7 +163,7 @@ def decaying_parts(
     n_modes = len(reference)
     rows = _rows(weights[:, None] * deviation, weights)
     first = 0 if within is None else within.start
-    for part, columns in snapshots.parts(within):
+    for part, columns in snapshots.parts(within, len(rows)):
         product = _strips(rows, columns)
         n_weights = columns.shape[1]
         own = mode[part.start - first : part.stop - first].long()

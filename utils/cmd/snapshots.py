@@ -41,7 +41,8 @@ class Snapshots:
         if not 0 <= start < end <= n_epochs:
             raise ValueError(f"snapshots {start} … {end} − 1 are not among the {n_epochs} there")
         self._rows = trajectory[start:end]
-        self.device = torch.device(trajectory.device if device is None else device)
+        # with its number, as tensors have it
+        self.device = torch.empty(0, device=trajectory.device if device is None else device).device
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -50,14 +51,21 @@ class Snapshots:
         """The snapshots of some weights, float32 [T, len(index)]."""
         return self._rows[:, index.to(self._rows.device)].to(self.device, torch.float32)
 
-    def parts(self, within: slice | None = None) -> Iterator[tuple[slice, Tensor]]:
+    def parts(
+        self, within: slice | None = None, products: int = 0
+    ) -> Iterator[tuple[slice, Tensor]]:
         """All weights, or those of a range, some at a time: (range, their snapshots [T, n] on the
         device).
 
         A part is valid until the next one is asked for. Parts that have to travel to a GPU are
         copied while the one before is worked on.
+
+        Args:
+            products: how many numbers of each weight are computed of its snapshots.
         """
-        size = PART_WEIGHTS if self.device.type == "cpu" else max(1, STAGED_ELEMENTS // len(self))
+        size = PART_WEIGHTS
+        if self.device.type != "cpu":
+            size = max(1, STAGED_ELEMENTS // (len(self) + products))
         within = within or slice(0, self.n_weights)
         pieces = list(ranges(within.stop, size, within.start))
         if self._rows.device == self.device:

@@ -48,11 +48,15 @@ def stage(
         return target
 
     current = torch.cuda.current_stream(device)
-    ready = send(0)
-    for turn, part in enumerate(columns):
-        target = ready
-        if turn + 1 < len(columns):
-            ready = send(turn + 1)
-        current.wait_event(arrived[turn % 2])
-        yield part, target
-        used[turn % 2].record(current)
+    copying.wait_stream(current)  # which may still be working in what the buffers' memory was
+    try:
+        ready = send(0)
+        for turn, part in enumerate(columns):
+            target = ready
+            if turn + 1 < len(columns):
+                ready = send(turn + 1)
+            current.wait_event(arrived[turn % 2])
+            yield part, target
+            used[turn % 2].record(current)
+    finally:
+        current.wait_stream(copying)  # a copy on its way must not arrive in another's memory

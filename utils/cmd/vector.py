@@ -130,7 +130,8 @@ def write_vector(vector: Tensor, module: Stateful) -> None:
     n_weights = sum(layer_sizes(module))
     if vector.shape != (n_weights,):
         raise ValueError(f"θ is {list(vector.shape)}, the module has {n_weights} weights")
-    write_pieces([vector], module)
+    # a vector on the host comes to a GPU at once, not a layer at a time
+    write_pieces([vector.to(named_layers(module)[0][1].device)], module)
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from utils.system.arguments import one_line
 from utils.system.errors import UserError
 from utils.system.interrupts import handled
@@ -23,7 +25,11 @@ class Terminated(BaseException):
 
 
 def run_command(
-    program: str, where: str, work: Callable[[], int | None], interrupted: str = INTERRUPTED
+    program: str,
+    where: str,
+    work: Callable[[], int | None],
+    interrupted: str = INTERRUPTED,
+    smaller: str = "try --device cpu",
 ) -> int:
     """Do the work and return the exit code; to be called in the main thread.
 
@@ -34,6 +40,7 @@ def run_command(
         where: the flag, with its value, that says where results go.
         work: returns an exit code, or None for 0.
         interrupted: the message when SIGINT or SIGTERM ends the work.
+        smaller: what to do where memory runs out.
 
     Returns:
         The work's own code; 2 for what the user can mend, 130 after SIGINT, 143 after SIGTERM.
@@ -58,6 +65,11 @@ def run_command(
     except OSError as error:
         hint = f"is there room in {where}, and may it be read and written to?"
         return _stop(program, f"error: {error}; {hint}", 2)
+    except (MemoryError, RuntimeError) as error:
+        reason = _out_of_memory(error)
+        if reason is None:
+            raise
+        return _stop(program, f"error: {reason}: {smaller}", 2)
     except OtherRankFailedError:
         return 2
     except Terminated:
@@ -73,6 +85,16 @@ def _missing(error: FileNotFoundError) -> str:
     path = Path(os.fsdecode(error.filename))
     whole = (*reversed(path.parents), path)
     return f"{next((part for part in whole if not part.exists()), path)} is not there"
+
+
+def _out_of_memory(error: BaseException) -> str | None:
+    """Return what was asked for where the memory of the device or the host ran out, else None."""
+    words = " ".join(str(error).split()) or "no more memory"
+    if isinstance(error, torch.OutOfMemoryError):  # an explanation for programmers follows
+        return ". ".join(words.split(". ")[:2])
+    if isinstance(error, MemoryError) or "can't allocate memory" in words:
+        return f"out of memory ({words})"
+    return None
 
 
 def _terminate(*_) -> None:

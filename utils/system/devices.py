@@ -9,19 +9,17 @@ from utils.system.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device by name; "auto" is CUDA where there is one, else the CPU.
+    """Return the device by name, with its number; "auto" is CUDA where there is one, else the CPU.
 
     Raises UserError if the device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        return torch.empty(1, device=torch.device(name)).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name}: not available here ({reason}); try cpu") from error
-    return device
 
 
 def processor_name(device: torch.device) -> str:

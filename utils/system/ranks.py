@@ -74,8 +74,7 @@ class Ranks:
         padded[: len(part)] = part
         whole = part.new_empty(self.size * each)
         # as bytes: the backends do not know every type of number
-        rows = whole.view(torch.uint8).view(self.size, -1)
-        dist.all_gather(list(rows), padded.view(torch.uint8))
+        dist.all_gather_into_tensor(whole.view(torch.uint8), padded.view(torch.uint8))
         return whole[:count]
 
     def from_first(self, values: Tensor) -> Tensor:
@@ -106,12 +105,15 @@ class Ranks:
                     self.sum(buffer).div_(self.size)
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """Return the module to call in training, which averages each gradient over ranks."""
+        """Return the module to call in training, which averages each gradient over ranks; buffers
+        are each rank's own until they are aligned."""
         if self.size == 1:
             return module
         device = next(module.parameters()).device
         ids = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
 
     def synchronised(self, model: nn.Module) -> nn.Module:
         """Return the model with BatchNorm over all ranks' images where torch has it, on GPUs."""
@@ -189,5 +191,6 @@ def join(device_name: str) -> tuple[Ranks, torch.device]:
     if on_gpu:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    bound = device if on_gpu else None
+    dist.init_process_group(backend, timeout=PATIENCE, device_id=bound)
     return Ranks(rank, size), device

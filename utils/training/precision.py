@@ -47,14 +47,16 @@ class Arithmetic:
 
     @contextlib.contextmanager
     def products(self) -> Iterator[None]:
-        """Around forward and backward passes: how a GPU multiplies float32."""
+        """Around forward and backward passes: how a GPU multiplies float32, and that it tries which
+        of its convolutions is fastest."""
         matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-        before = matmul.allow_tf32, cudnn.allow_tf32
+        before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
         matmul.allow_tf32 = cudnn.allow_tf32 = self.precision == TF32
+        cudnn.benchmark = True
         try:
             yield
         finally:
-            matmul.allow_tf32, cudnn.allow_tf32 = before
+            matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
 PLAIN = Arithmetic()
@@ -67,7 +69,12 @@ def choose_precision(name: str | None, device: torch.device) -> str:
     """
     on_gpu = device.type == "cuda"
     if name is None:
-        return BF16 if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else FP32
+        return BF16 if on_gpu and _has_bf16(device) else FP32
     if name == TF32 and not (on_gpu and torch.cuda.get_device_capability(device) >= (8, 0)):
         raise UserError(f"--precision tf32: --device {device} has none; choose fp32 or bf16")
     return name
+
+
+def _has_bf16(gpu: torch.device) -> bool:
+    with torch.cuda.device(gpu):  # torch tells it of the current one
+        return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -62,9 +62,11 @@ class StoredSnapshots:
         self._check(found, index)
         return found.to(self.device)
 
-    def parts(self, within: slice | None = None) -> Iterator[tuple[slice, Tensor]]:
+    def parts(
+        self, within: slice | None = None, products: int = 0
+    ) -> Iterator[tuple[slice, Tensor]]:
         """All weights, or those of a range, some at a time: (range, their snapshots [T, n] on the
-        device).
+        device), as many as `Snapshots` has at once on a CPU.
 
         A part is valid until the next one is asked for: all use the same room.
         """
