@@ -1,11 +1,14 @@
 """A table of the paper in Markdown, from stored runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 
+from utils.results.paired import LEVEL, paired_difference
 from utils.results.paper import Figure, Table, TableRow
 from utils.results.stored_run import StoredRun
-from utils.results.summary import LAST, percent
+from utils.results.summary import LAST, THE_RUN, percent
+
+NOTHING = "–"
 
 
 def markdown(
@@ -31,6 +34,7 @@ def markdown(
     for row, records in found.items():
         cells = [cell(name, row.paper.get(name), records, seeds) for name, _ in table.columns]
         lines.append("| " + " | ".join([row.label, *cells]) + " |")
+    lines += differences(table, found)
     lines += ["", "Run as", ""]
     for row, records in found.items():
         lines += describe(row, records, seeds)
@@ -42,7 +46,7 @@ def cell(
 ) -> str:
     """Return ours over the finished runs, how many these are if not all, and the paper's."""
     finished = [record for record in records.values() if record.finished(method)]
-    ours = "–"
+    ours = NOTHING
     if finished:
         last, mean = (
             mean_and_deviation([get(record, method) for record in finished])
@@ -52,6 +56,42 @@ def cell(
         if len(finished) < len(seeds):
             ours += f", {len(finished)} of {len(seeds)} seeds"
     return ours if paper is None else f"{ours} ({paper[0]:.2f} ± {paper[1]:.2f})"
+
+
+def differences(table: Table, found: Mapping[TableRow, Mapping[int, StoredRun]]) -> list[str]:
+    """Return the table of each method minus the run itself, of the seeds that have both; empty
+    where there is none."""
+    compared = [(name, heading) for name, heading in table.columns if name != THE_RUN.name]
+    rows = [
+        [row.label, *(difference_cell(name, records.values()) for name, _ in compared)]
+        for row, records in found.items()
+    ]
+    if not any(cell != NOTHING for _, *cells in rows for cell in cells):
+        return []
+    headings = ["", *(heading for _, heading in compared)]
+    return [
+        "",
+        f"**Minus {THE_RUN.label}, percentage points**, paired by seed, with the "
+        f"{100 * LEVEL:.0f} % interval by Student's t and the number of seeds. In a cell: the last "
+        f"epoch / the mean of the last {LAST}.",
+        "",
+        *("| " + " | ".join(cells) + " |" for cells in (headings, ["---"] * len(headings), *rows)),
+    ]
+
+
+def difference_cell(method: str, records: Iterable[StoredRun]) -> str:
+    """Return a method's differences over the runs in which it and the run are finished."""
+    both = [record for record in records if all(map(record.finished, (method, THE_RUN.name)))]
+    if not both:
+        return NOTHING
+    last, mean = (
+        paired_difference(
+            *([get(record, name) for record in both] for name in (method, THE_RUN.name))
+        )
+        for get in (StoredRun.last, StoredRun.mean_last)
+    )
+    seeds = "1 seed" if len(both) == 1 else f"{len(both)} seeds"
+    return f"{last.points()} / {mean.points()}, {seeds}"
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:

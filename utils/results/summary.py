@@ -5,12 +5,16 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
 
-from utils.methods.registry import Method, Settings
+from utils.methods.registry import METHODS, Method, Settings
+from utils.results.paired import LEVEL, Difference, paired_difference
 from utils.storage.metrics import Metrics
 from utils.system.tables import format_table
 
 LAST = 10  # epochs, for the table's mean
-ACCURACIES = ("last", f"mean_last_{LAST}", "best")
+COMPARED = ("last", f"mean_last_{LAST}")
+ACCURACIES = (*COMPARED, "best")
+DIFFERENCES = tuple(f"{key}_minus_sgd" for key in COMPARED)
+THE_RUN = next(method for method in METHODS if method.trains)  # which all others are compared with
 
 
 def summarise(
@@ -36,6 +40,8 @@ def summarise(
             best: the highest accuracy, at best_epoch.
             parameters: how many numbers describe the run.
             seconds: all the time that the method took.
+            last_minus_sgd, mean_last_10_minus_sgd: how far last and mean_last_10 are above SGD's,
+                if that is in the summary.
     """
     figures = {}
     for method in methods:
@@ -50,6 +56,7 @@ def summarise(
             "parameters": method.n_parameters(n_weights, settings, folder),
             "seconds": round(sum(row.seconds for row in rows), 3),
         } | method.figures(folder)
+    compare_with_the_run(figures)
     return {"settings": asdict(settings), "n_weights": n_weights, "methods": figures}
 
 
@@ -57,20 +64,22 @@ def over_seeds(seeds: Sequence[int], summaries: Sequence[dict]) -> dict:
     """Return the figures of equal runs with several seeds, as means.
 
     Each accuracy comes with its sample standard deviation, in `…_std` (None for one seed), and
-    with its values in the seeds' order, in `…_values`.
+    with its values in the seeds' order, in `…_values`. Each difference to SGD, paired by seed, has
+    its 95 % confidence interval in `…_interval`, which one seed has not.
     """
     first = summaries[0]
     figures = {}
     for name, of_first in first["methods"].items():
         runs = [summary["methods"][name] for summary in summaries]
         own = {"label": of_first["label"]}
-        for key in [key for key in of_first if key not in ("label", "best_epoch")]:
+        for key in [key for key in of_first if key not in ("label", "best_epoch", *DIFFERENCES)]:
             values = [run[key] for run in runs]
             own[key] = fmean(values)
             if key in ACCURACIES:
                 own[f"{key}_std"] = stdev(values) if len(values) > 1 else None
                 own[f"{key}_values"] = values
         figures[name] = own
+    compare_with_the_run(figures)
     settings = {key: value for key, value in first["settings"].items() if key != "seed"}
     return {
         "settings": settings | {"seeds": list(seeds)},
@@ -79,13 +88,35 @@ def over_seeds(seeds: Sequence[int], summaries: Sequence[dict]) -> dict:
     }
 
 
+def compare_with_the_run(figures: dict[str, dict]) -> None:
+    """Add to each method's figures its differences to the run itself, if that is among them."""
+    if THE_RUN.name not in figures:
+        return
+    for name, own in figures.items():
+        for key in COMPARED if name != THE_RUN.name else ():
+            found = difference(figures, name, key)
+            own[f"{key}_minus_sgd"] = found.mean
+            if found.interval is not None:
+                own[f"{key}_minus_sgd_interval"] = list(found.interval)
+
+
+def difference(figures: dict[str, dict], name: str, key: str) -> Difference:
+    """Compare a method's accuracy with the run's, paired by seed where there are several."""
+    ours, theirs = (
+        figures[method].get(f"{key}_values", [figures[method][key]])
+        for method in (name, THE_RUN.name)
+    )
+    return paired_difference(ours, theirs)
+
+
 def percent(mean: float, std: float | None = None) -> str:
     """Format an accuracy, a fraction, in percent to two decimals: 75.36, or 75.36 ± 0.57."""
     return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
 
 
 def table(summary: dict) -> str:
-    """Format the summary of a run, or of several seeds, for the terminal; accuracies in percent."""
+    """Format the summary of a run, or of several seeds, for the terminal: accuracies in percent,
+    and below them their differences to the run, in percentage points."""
     rows = []
     for figures in summary["methods"].values():
         accuracies = [f"{percent(figures[key], figures.get(f'{key}_std'))} %" for key in ACCURACIES]
@@ -96,4 +127,19 @@ def table(summary: dict) -> str:
     best = "best (epoch)" if "seed" in summary["settings"] else "best"
     mean = f"mean of last {min(LAST, summary['settings']['epochs'])}"
     header = ("method", "last epoch", mean, best, "parameters", "seconds")
-    return format_table(header, rows)
+    return "\n\n".join([format_table(header, rows), *_differences(summary, mean)])
+
+
+def _differences(summary: dict, mean: str) -> list[str]:
+    """Return the table of differences, if there are any."""
+    figures, rows, n_runs = summary["methods"], [], 1
+    for name, own in figures.items():
+        if DIFFERENCES[0] in own:
+            found = [difference(figures, name, key) for key in COMPARED]
+            rows.append((own["label"], *(each.points() for each in found)))
+            n_runs = found[0].n_runs
+    if not rows:
+        return []
+    over = f" ({100 * LEVEL:.0f} % interval, {n_runs} seeds)" if n_runs > 1 else ""
+    header = (f"minus {THE_RUN.label}, points{over}", "last epoch", mean)
+    return [format_table(header, rows)]

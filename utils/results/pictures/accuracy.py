@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from utils.methods.registry import Method, Settings
+from utils.results.paired import LEVEL, half_width
 from utils.results.pictures.style import STYLE, caption, draw_band, mark_epoch, save
 from utils.results.summary import percent
 from utils.storage.metrics import Metrics
@@ -39,7 +40,8 @@ def plot_test_accuracy(
         path: of the picture, without regard to its ending.
         formats: the endings of the files.
         difference: whether to draw, below, each method's difference to the run itself, if that is
-            among the methods and not alone.
+            among the methods and not alone; the band is then the mean's 95 % interval, paired by
+            seed.
         with_shares: whether to draw, below, the share of weights embedded, if a method embeds any.
 
     Returns:
@@ -82,10 +84,11 @@ def plot_test_accuracy(
                     continue
                 x, shown, look = _departed(method, curve, settings, the_run)
                 shown = shown - curves[the_run][:, x[0] :]
-                draw_band(under, x, shown, method.color, **look)
+                draw_band(under, x, shown, method.color, half_width, **look)
                 differences.append(shown)
             under.set_ylim(*_limits(differences, at_most=100))
-            under.set_ylabel(f"Minus {the_run.label}\n(percentage points)")
+            band = f", {100 * LEVEL:.0f} % interval" if len(folders) > 1 else ""
+            under.set_ylabel(f"Minus {the_run.label}{band}\n(percentage points)")
         for method, share in shares.items():
             x = np.arange(share.shape[1])
             draw_band(below[0], x, share, method.color, drawstyle="steps-post")

@@ -1,6 +1,6 @@
 """The one style of all plots, and how a figure is saved."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -90,13 +90,25 @@ def save(figure: Figure, path: Path, formats: Sequence[str] = ("png",)) -> list[
     return files
 
 
-def draw_band(axes: Axes, x: np.ndarray, curves: np.ndarray, color: str, **options) -> None:
-    """Draw the mean of [runs, T], with a band of one sample standard deviation for several runs."""
+def standard_deviation(curves: np.ndarray) -> np.ndarray:
+    """Return the sample standard deviation over runs: [runs, T] to [T]."""
+    return curves.std(0, ddof=1)
+
+
+def draw_band(
+    axes: Axes,
+    x: np.ndarray,
+    curves: np.ndarray,
+    color: str,
+    width: Callable[[np.ndarray], np.ndarray] = standard_deviation,
+    **options,
+) -> None:
+    """Draw the mean of [runs, T], with a band of some width to either side for several runs."""
     mean = curves.mean(0)
     axes.plot(x, mean, color=color, **options)
     if len(curves) > 1:
-        std = curves.std(0, ddof=1)
-        axes.fill_between(x, mean - std, mean + std, color=color, **BAND)
+        half = width(curves)
+        axes.fill_between(x, mean - half, mean + half, color=color, **BAND)
 
 
 def mark_epoch(axes: Axes, epoch: int, words: str, n_epochs: int) -> None:
