@@ -1,15 +1,18 @@
 """Precision and compilation of the passes."""
 
+import itertools
 import shutil
 
 import pytest
 import torch
+from torch import nn
 
 import train_cmd
 from tests.conftest import SMALL
 from utils.base_utils import CIFAR, get_model
 from utils.data.datasets import load_dataset
 from utils.methods.registry import Settings
+from utils.pbfgs_utils import SubspaceBFGS
 from utils.storage.metrics import Metrics
 from utils.system.errors import UserError
 from utils.training.compute import Compute
@@ -34,7 +37,7 @@ def trained(digits, arithmetic):
     batches = TrainingBatches(digits, CIFAR, 64, torch.Generator().manual_seed(0))
     compute = Compute(arithmetic=arithmetic)
     loss, _ = train_epoch(model, batches, optimizer, compute=compute)
-    return model, loss, evaluate(model, digits.test, CIFAR, 100, compute)[0]
+    return model, loss, evaluate(model, digits.test, CIFAR, 128, compute)[0]
 
 
 def test_bf16_is_of_the_passes_alone(digits):
@@ -57,11 +60,42 @@ def test_compiled_is_the_same(digits):
     assert test_loss == pytest.approx(plain_test_loss, rel=1e-3)
 
 
+class Drawing(nn.Module):
+    """Its output tells what each of two dropouts left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.dropout = nn.Parameter(torch.ones(1)), nn.Dropout()
+
+    def forward(self, images):
+        return self.dropout(self.dropout(images * self.weight) + 1)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_line_search_repeats_the_draws_of_what_is_compiled():
+    module, arithmetic, images = Drawing(), Arithmetic(compiled=True), torch.full((64,), 0.1)
+    drawn = []
+
+    def loss():
+        out = arithmetic.logits(module, images)
+        drawn.append((torch.stack((out == 0, out == 2)), torch.is_inference_mode_enabled()))
+        return (out**2).mean()
+
+    bfgs = SubspaceBFGS(module, torch.ones(1, 1))
+    with arithmetic.products():
+        bfgs.step([loss, loss])
+    (first, second, *trials), modes = zip(*drawn, strict=True)
+    assert modes[:3] == (False, False, True) and len(trials) % 2 == 0
+    assert first.any(1).all() and not torch.equal(first, second)
+    for mask, again in zip(itertools.cycle((first, second)), trials, strict=False):
+        assert torch.equal(mask, again)
+
+
 def test_what_cannot_be_compiled_is_said(digits, monkeypatch):
     def fails(*_):
         raise torch._dynamo.exc.TorchDynamoException("no compiler\nand more")
 
-    def compile_to_that(module):
+    def compile_to_that(module, **_):
         module._compiled_call_impl = fails
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_to_that)

@@ -99,7 +99,10 @@ def add_device_flag(container) -> None:
 def add_compute_flags(container) -> None:
     """--device and --compile: how the model's passes are computed."""
     add_device_flag(container)
-    option = Option(False, "compile the model by torch.compile", truth, None, "BOOL", None)
+    option = Option(
+        False, "compile the model by torch.compile, to a graph for each size of batch", truth, None,
+        "BOOL", None,
+    )  # fmt: skip
     _add(container, ("--compile",), option)
 
 

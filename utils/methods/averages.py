@@ -99,7 +99,8 @@ class _OfEpochs(Method):
         run = self.run
         if has_statistics(average) and not self.metrics.has(self.name, epoch):
             arithmetic = run.compute.arithmetic
-            with arithmetic.products(), arithmetic.autocast(run.device):
+            # uncompiled, as each BatchNorm without a momentum breaks the graph
+            with arithmetic.products(), arithmetic.autocast(run.device), arithmetic.uncompiled():
                 update_bn((batch.images for batch in run.batches(epoch)), average)
             run.ranks.mean_buffers(average)
 

@@ -223,6 +223,8 @@ def online_cmd(
         history=history,
         ranks=ranks,
         memory=memory,
+        # its parameters need gradients as the model's do: what was compiled for one is for both
+        module=copy.deepcopy(model),
     )
 
 
