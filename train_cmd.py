@@ -31,6 +31,7 @@ from utils import flags
 from utils.base_utils import get_model
 from utils.data.datasets import Dataset
 from utils.methods.comparison import Comparison, Progress, watchers
+from utils.methods.draws import with_draws
 from utils.methods.registry import METHODS, Method, Settings
 from utils.results.curves import Curves, clear_curves, require_tensorboard
 from utils.results.pictures.accuracy import plot_test_accuracy
@@ -126,7 +127,7 @@ def compare_on_run(
             f"{which}{compute.device}, in {folder}",
             flush=True,
         )
-        comparison = Comparison(run, selected)
+        comparison = Comparison(run, with_draws(selected, args.cmd_draws))
         run.record(args.command, args.data_dir)
         training, tests = comparison.ahead()
         print(f"ahead: {training} epochs of training, {tests} tests", flush=True)
@@ -190,6 +191,7 @@ def build_parser() -> argparse.ArgumentParser:
     flags.add_seed_flags(flags.group(parser, "model and training"))
     flags.add_compute_flags(flags.group(parser, "model and training"))
     flags.add_pieces_flag(parser)
+    flags.add_draws_flag(parser)
     flags.add_data_dir_flag(flags.group(parser, "data"))
     flags.add_result_flags(parser)
     return parser
@@ -206,9 +208,13 @@ def describe(done: Progress, epochs: int) -> str:
     if done.trained is not None:
         loss, accuracy, seconds = done.trained
         words.append(f"train: loss {loss:.4f}, {100 * accuracy:.2f} %, {seconds:.1f} s")
-    labels = {method.name: method.label for method in METHODS}
-    if done.rows:
-        tested = (f"{labels[row.method]} {100 * row.test_acc:.2f} %" for row in done.rows)
+    labels = {method.name: method.label for method in METHODS}  # without further draws
+    if any(row.method in labels for row in done.rows):
+        tested = (
+            f"{labels[row.method]} {100 * row.test_acc:.2f} %"
+            for row in done.rows
+            if row.method in labels
+        )
         words.append("test: " + ", ".join(tested))
     return " | ".join(words)
 

@@ -117,6 +117,15 @@ def add_pieces_flag(parser: argparse.ArgumentParser) -> None:
     _add(group(parser, "P-BFGS"), ("--pbfgs_pieces",), option)
 
 
+def add_draws_flag(parser: argparse.ArgumentParser) -> None:
+    """--cmd_draws: how many samples of the weights follow a run."""
+    option = Option(
+        1, "follow the run by online and adaptive CMD with N samples of the weights each, to see "
+        "what depends on the sample", at_least(1), None, "N", None,
+    )  # fmt: skip
+    _add(group(parser, "CMD"), ("--cmd_draws",), option)
+
+
 def add_result_flags(
     parser: argparse.ArgumentParser, where: str = "DIR/MODEL, with --seeds to DIR/MODEL_seeds"
 ) -> None:

@@ -1,7 +1,7 @@
 """Post-hoc and online CMD as compared methods."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from utils.system.errors import UserError
 from utils.system.options import option
 from utils.system.ranks import ALONE, Ranks
 from utils.training.run import Run
+from utils.training.seeding import stream_seed
 from utils.training.settings import MODELS_OWN, TrainingSettings
 
 
@@ -86,7 +87,13 @@ class _CMD(Method):
 
 
 class OnlineCMDMethod(_CMD):
-    """Online CMD, fitted at the end of the warm-up and updated after every epoch."""
+    """Online CMD, fitted at the end of the warm-up and updated after every epoch.
+
+    Attributes:
+        draw: the number of the sample's draw, 0 for the run's own (utils.methods.draws).
+    """
+
+    draw: ClassVar[int] = 0
 
     name, label, flags, default = "cmd_online", "Online CMD", ("--cmd_online",), True
     help = "fit CMD after the warm-up, and update it every epoch"
@@ -95,8 +102,10 @@ class OnlineCMDMethod(_CMD):
 
     def __init__(self, run: Run, metrics: Metrics) -> None:
         super().__init__(run, metrics)
-        memory = self.memory(run.settings)
-        self.online = online_cmd(run.model, run.settings, run.trajectory, run.ranks, memory)
+        settings, memory = run.settings, self.memory(run.settings)
+        if self.draw:
+            settings = replace(settings, seed=stream_seed(settings.seed, self.draw))
+        self.online = online_cmd(run.model, settings, run.trajectory, run.ranks, memory)
 
     @classmethod
     def memory(cls, settings: OnlineSettings) -> float | None:
@@ -119,9 +128,13 @@ class OnlineCMDMethod(_CMD):
         self.online.update_parameters(module)
         return module if epoch < self.settings.warmup_cmd else self.online.module
 
+    @classmethod
+    def files(cls) -> tuple[str, ...]:
+        return () if cls.draw else super().files()
+
     def finish(self) -> None:
         cmd = self.online.model
-        if self.run.ranks.first:
+        if self.files() and self.run.ranks.first:
             self.run.store.save(cmd.state_dict(), self.files()[0])
 
 

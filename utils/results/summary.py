@@ -5,9 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
 
+from utils.methods.draws import stored_draws
 from utils.methods.registry import METHODS, Method, Settings
 from utils.results.paired import LEVEL, Difference, paired_difference
-from utils.storage.metrics import Metrics
+from utils.storage.metrics import Metrics, Row
 from utils.system.tables import format_table
 
 LAST = 10  # epochs, for the table's mean
@@ -40,6 +41,7 @@ def summarise(
             best: the highest accuracy, at best_epoch.
             parameters: how many numbers describe the run.
             seconds: all the time that the method took.
+            draws: of a method with several draws of its sample, last and mean_last_10 of each.
             last_minus_sgd, mean_last_10_minus_sgd: how far last and mean_last_10 are above SGD's,
                 if that is in the summary.
     """
@@ -49,15 +51,24 @@ def summarise(
         best = max(rows, key=lambda row: row.test_acc)
         figures[method.name] = {
             "label": method.label,
-            "last": rows[-1].test_acc,
-            f"mean_last_{LAST}": fmean(row.test_acc for row in rows[-LAST:]),
+            **settled(rows),
             "best": best.test_acc,
             "best_epoch": best.epoch,
             "parameters": method.n_parameters(n_weights, settings, folder),
             "seconds": round(sum(row.seconds for row in rows), 3),
         } | method.figures(folder)
+        draws = stored_draws(method, metrics, settings.epochs)
+        if len(draws) > 1:
+            each = [settled(metrics.of(draw.name)) for draw in draws]
+            figures[method.name]["draws"] = {key: [one[key] for one in each] for key in COMPARED}
     compare_with_the_run(figures)
     return {"settings": asdict(settings), "n_weights": n_weights, "methods": figures}
+
+
+def settled(rows: Sequence[Row]) -> dict[str, float]:
+    """Return where a method's accuracy ends: at the last epoch, and as a mean of the last ones."""
+    mean = fmean(row.test_acc for row in rows[-LAST:])
+    return dict(zip(COMPARED, (rows[-1].test_acc, mean), strict=True))
 
 
 def over_seeds(seeds: Sequence[int], summaries: Sequence[dict]) -> dict:
@@ -65,14 +76,18 @@ def over_seeds(seeds: Sequence[int], summaries: Sequence[dict]) -> dict:
 
     Each accuracy comes with its sample standard deviation, in `…_std` (None for one seed), and
     with its values in the seeds' order, in `…_values`. Each difference to SGD, paired by seed, has
-    its 95 % confidence interval in `…_interval`, which one seed has not.
+    its 95 % confidence interval in `…_interval`, which one seed has not. The draws of the sample
+    are those of all seeds.
     """
     first = summaries[0]
     figures = {}
     for name, of_first in first["methods"].items():
         runs = [summary["methods"][name] for summary in summaries]
         own = {"label": of_first["label"]}
-        for key in [key for key in of_first if key not in ("label", "best_epoch", *DIFFERENCES)]:
+        if all("draws" in run for run in runs):
+            own["draws"] = {key: [x for run in runs for x in run["draws"][key]] for key in COMPARED}
+        not_averaged = ("label", "best_epoch", "draws", *DIFFERENCES)
+        for key in [key for key in of_first if key not in not_averaged]:
             values = [run[key] for run in runs]
             own[key] = fmean(values)
             if key in ACCURACIES:
@@ -127,7 +142,8 @@ def table(summary: dict) -> str:
     best = "best (epoch)" if "seed" in summary["settings"] else "best"
     mean = f"mean of last {min(LAST, summary['settings']['epochs'])}"
     header = ("method", "last epoch", mean, best, "parameters", "seconds")
-    return "\n\n".join([format_table(header, rows), *_differences(summary, mean)])
+    others = (*_differences(summary, mean), *_draws(summary, mean))
+    return "\n\n".join([format_table(header, rows), *others])
 
 
 def _differences(summary: dict, mean: str) -> list[str]:
@@ -143,3 +159,17 @@ def _differences(summary: dict, mean: str) -> list[str]:
     over = f" ({100 * LEVEL:.0f} % interval, {n_runs} seeds)" if n_runs > 1 else ""
     header = (f"minus {THE_RUN.label}, points{over}", "last epoch", mean)
     return [format_table(header, rows)]
+
+
+def _draws(summary: dict, mean: str) -> list[str]:
+    """Return the table of the methods with several draws of their sample, if there are any."""
+    rows = []
+    for own in summary["methods"].values():
+        if "draws" in own:
+            cells = (
+                f"{percent(fmean(values), stdev(values))} % ({percent(min(values))} … "
+                f"{percent(max(values))})"
+                for values in map(own["draws"].get, COMPARED)
+            )
+            rows.append((f"{own['label']}, {len(own['draws'][COMPARED[0]])}", *cells))
+    return [format_table(("over draws of the sample", "last epoch", mean), rows)] if rows else []

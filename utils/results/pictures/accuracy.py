@@ -1,6 +1,6 @@
 """Test accuracy over the epochs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from utils.methods.draws import stored_draws
 from utils.methods.registry import Method, Settings
 from utils.results.paired import LEVEL, half_width
 from utils.results.pictures.style import STYLE, caption, draw_band, mark_epoch, save
@@ -17,6 +18,7 @@ from utils.storage.metrics import Metrics
 from utils.training.folder import METRICS
 
 ROW_HEIGHT = 0.24  # inches, of a line of the legend
+THIN = {"alpha": 0.35, "linewidth": 0.7}
 FEW = 15  # epochs at the most, for each to be marked
 
 
@@ -32,6 +34,7 @@ def plot_test_accuracy(
     """Draw every method's test accuracy over the epochs, with its last value in the legend.
 
     Of several runs, the mean is drawn with a band of one sample standard deviation to either side.
+    Further draws of a method's sample are thin lines.
 
     Args:
         methods: those drawn.
@@ -67,10 +70,16 @@ def plot_test_accuracy(
             len(panels), 1, sharex=True, height_ratios=panels, squeeze=False
         )[:, 0]
         axes, *below = all_axes
+        others = False  # whether there are further draws
         for method, curve in curves.items():
             x, shown, look = _departed(method, curve, settings, the_run)
             label = f"{method.label}: {_last(fractions[method])} %"
             draw_band(axes, x, shown, method.color, label=label, **look)
+            for draw in _draws(method, stored, settings):
+                axes.plot(x, draw[x], color=method.color, **THIN)
+                others = True
+        if others:
+            axes.plot([], [], color="#666666", label="thin: other samples of weights", **THIN)
         axes.set_ylim(*_limits(list(curves.values())))
         axes.set_ylabel("Test accuracy (%)")
         for end in {method.warmup_end(settings) for method in methods} - {None}:
@@ -125,6 +134,15 @@ def _departed(
     if method is the_run:
         look["linewidth"] = 2.2
     return np.arange(start, curves.shape[1]), curves[:, start:], look
+
+
+def _draws(
+    method: type[Method], stored: Sequence[Metrics], settings: Settings
+) -> Iterator[np.ndarray]:
+    """Yield the accuracy, in percent, of each further draw of a method's sample: float [T]."""
+    for run in stored:
+        for draw in stored_draws(method, run, settings.epochs)[1:]:
+            yield 100 * np.array([row.test_acc for row in run.of(draw.name)])
 
 
 def shares_of(
