@@ -24,7 +24,7 @@ pytest.importorskip("flwr")
 
 import federated_cmd
 from utils.cmd.vector import read_vector
-from utils.federated.client import app, images_by_part, images_of, restrain, trained_weights
+from utils.federated.client import app, images_by_part, images_of
 from utils.federated.flower import Message
 from utils.federated.messages import content_of, package_of, recall
 from utils.federated.methods import METHODS
@@ -208,7 +208,7 @@ def test_frozen_and_embedded_weights_are_restrained_in_every_step(method):
         untouched[reference] = False
     for parameter in model.parameters():
         parameter.data.add_(1)
-    restrain(client, trained_weights(model), model)
+    client.restraint(model)(model)
     after = read_vector(model).numpy()
     np.testing.assert_array_equal(after[untouched], (theta + 1)[untouched])
     if method == "cmd":

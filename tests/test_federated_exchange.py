@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from utils.cmd.vector import read_vector
-from utils.federated.coefficients import Coefficients
+from utils.cmd.vector import read_vector, write_vector
 from utils.federated.embedding import CMDClient, CMDServer, EmbeddingSettings
 from utils.federated.exchange import OutOfStepError, Package, weighted_mean
 from utils.federated.fedavg import FedAvgClient, FedAvgServer
@@ -49,7 +48,12 @@ class Training:
         step = 0.1 * self.random.normal(size=5) @ self.directions
         noise = 0.01 * self.random.normal(size=N)
         theta = (client.theta + step + noise).astype(np.float32)
-        return client.restrained(theta, np.ones(len(theta), dtype=bool))
+        model = module()
+        write_vector(torch.from_numpy(theta), model)
+        restraint = client.restraint(model)
+        if restraint is not None:
+            restraint(model)
+        return read_vector(model).numpy()
 
 
 def play(server, clients, rounds, present, seed=0, received=lambda client, package: None):
@@ -316,33 +320,3 @@ def test_too_few_images_are_said():
         partition(np.zeros(30, dtype=int), 4, "iid", 1, 0)
     with pytest.raises(UserError, match=r"--alpha 0\.001"):
         partition(np.arange(200) % 2, 10, "dirichlet", 0.001, 0)
-
-
-def test_a_step_is_projected_onto_what_the_modes_allow():
-    """Against numpy's least squares, in the values of the references."""
-    draw = np.random.default_rng(0)
-    n_weights, reference = 30, np.array([4, 11, 20])
-    mode = draw.integers(0, 3, n_weights).astype(np.int8)
-    mode[reference] = np.arange(3)
-    embedded = draw.random(n_weights) < 0.6
-    embedded[reference] = False
-    trained = draw.random(n_weights) < 0.8
-    trained[reference] = [True, True, False]
-    a, b, theta = (draw.normal(size=n_weights).astype(np.float32) for _ in range(3))
-    known = Coefficients(a, b, mode, reference, embedded)
-    found = known.project(theta, trained)
-
-    assert np.array_equal(found[~embedded & ~np.isin(np.arange(n_weights), reference)],
-                          theta[~embedded & ~np.isin(np.arange(n_weights), reference)])  # fmt: skip
-    assert np.array_equal(found, known.apply(found))
-    assert found[20] == theta[20]
-    for number in (0, 1):
-        pulls = np.flatnonzero(embedded & trained & (mode == number))
-        assert len(pulls) > 1
-        slope = np.append(a[pulls], 1)[:, None]
-        (nearest,), *_ = np.linalg.lstsq(
-            slope, np.append(theta[pulls] - b[pulls], theta[reference[number]]), rcond=None
-        )
-        assert found[reference[number]] == pytest.approx(nearest, rel=1e-5)
-    again = known.project(found, trained)
-    np.testing.assert_allclose(again, found, rtol=1e-5, atol=1e-6)

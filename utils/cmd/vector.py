@@ -155,10 +155,15 @@ def write_pieces(pieces: Iterable[Tensor], module: Stateful) -> None:
             taken = min(len(piece), len(flat) - filled)
             flat[filled : filled + taken].copy_(piece[:taken])
             piece, filled = piece[taken:], filled + taken
-        if name.rpartition(".")[2] == "running_var":
+        if is_variance(name):
             flat.clamp_(min=0)
         if is_sharded(tensor) or not tensor.is_contiguous():
             assign(tensor, flat.view(tensor.shape))
+
+
+def is_variance(name: str) -> bool:
+    """Whether a layer is BatchNorm's running variances, which are never below 0."""
+    return name.rpartition(".")[2] == "running_var"
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -1,17 +1,17 @@
 """The Flower client app, which takes in a package, trains, and answers with its live weights."""
 
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 import torch
-from torch import nn
 
 from utils.base_utils import get_model
-from utils.cmd.vector import layer_sizes, read_vector, trainable_ranges, write_vector
+from utils.cmd.vector import layer_sizes, read_vector, write_vector
 from utils.data.datasets import Dataset
-from utils.federated.exchange import ClientSide, OutOfStepError, Package
+from utils.federated.exchange import OutOfStepError, Package
 from utils.federated.flower import ClientApp, Context, Message, MetricRecord
+from utils.federated.lent import lent_model
 from utils.federated.messages import content_of, order_of, package_of, recall, remember
 from utils.federated.methods import METHODS
 from utils.federated.partition import partition
@@ -45,58 +45,40 @@ def train(message: Message, context: Context) -> Message:
     )
     if fingerprint != settings.data:
         raise UserError(f"the images in {data_dir} are not those of the server")
-    model = settings.build(len(dataset.classes)).to(device, memory_format=torch.channels_last)
-    client = METHODS[method].client(settings, sum(layer_sizes(model)))
-    memory = recall(context.state, method)
-    if memory is not None:
-        client.load_state_dict(memory)
-    try:
-        client.receive(package_of(message.content))
-    except OutOfStepError:
-        return Message(content_of(Package(), behind=1), reply_to=message)
+    with lent_model(settings, len(dataset.classes), device) as model:
+        client = METHODS[method].client(settings, sum(layer_sizes(model)))
+        memory = recall(context.state, method)
+        if memory is not None:
+            client.load_state_dict(memory)
+        try:
+            client.receive(package_of(message.content))
+        except OutOfStepError:
+            return Message(content_of(Package(), behind=1), reply_to=message)
 
-    part = _part(context)
-    images = images_by_part(settings, dataset)[part]
-    split = dataset.train.take(torch.from_numpy(images).to(device))
-    write_vector(torch.from_numpy(client.theta), model)
-    optimizer = make_optimizer(settings.optimizer, model, settings.lr, settings.momentum)
-    compute = Compute(device, Arithmetic(settings.precision))
-    after = [partial(restrain, client, trained_weights(model))] if client.restrains else []
-    for epoch in range(settings.local_epochs):
-        draw = (client.version * settings.clients + part) * settings.local_epochs + epoch
-        batches = TrainingBatches(
-            replace(dataset, train=split),
-            settings.entry.transform,
-            settings.batch_size,
-            epoch_generator(settings.seed, draw, device),
-        )
-        loss, accuracy = train_epoch(model, batches, optimizer, None, compute, after)
+        part = _part(context)
+        images = images_by_part(settings, dataset)[part]
+        split = dataset.train.take(torch.from_numpy(images).to(device))
+        write_vector(torch.from_numpy(client.theta), model)
+        optimizer = make_optimizer(settings.optimizer, model, settings.lr, settings.momentum)
+        compute = Compute(device, Arithmetic(settings.precision))
+        restraint = client.restraint(model)
+        after = [] if restraint is None else [restraint]
+        for epoch in range(settings.local_epochs):
+            draw = (client.version * settings.clients + part) * settings.local_epochs + epoch
+            batches = TrainingBatches(
+                replace(dataset, train=split),
+                settings.entry.transform,
+                settings.batch_size,
+                epoch_generator(settings.seed, draw, device),
+            )
+            loss, accuracy = train_epoch(model, batches, optimizer, None, compute, after)
+        trained = read_vector(model).cpu().numpy()
 
     remember(context.state, method, client.state_dict())
-    content = content_of(client.up(read_vector(model).cpu().numpy()), part=part)
+    content = content_of(client.up(trained), part=part)
     metrics = {"num-examples": len(split), "train_loss": loss, "train_acc": accuracy}
     content["metrics"] = MetricRecord(metrics)
     return Message(content, reply_to=message)
-
-
-def restrain(client: ClientSide, trained: np.ndarray, model: nn.Module) -> None:
-    """Undo what a local step did to weights that are frozen or embedded.
-
-    Args:
-        client: the client whose weights they are.
-        trained: bool [N], what `trained_weights` gives.
-        model: the model after the step; it is changed in place.
-    """
-    theta = read_vector(model).cpu().numpy()
-    write_vector(torch.from_numpy(client.restrained(theta, trained)), model)
-
-
-def trained_weights(model: nn.Module) -> np.ndarray:
-    """Find the weights of θ that are parameters which are trained: bool [N]."""
-    trained = np.zeros(sum(layer_sizes(model)), dtype=bool)
-    for where in trainable_ranges(model):
-        trained[where] = True
-    return trained
 
 
 @cache

@@ -34,40 +34,19 @@ class Coefficients:
 
     @cached_property
     def _of_embedded(self) -> tuple[np.ndarray, ...]:
-        """Find the embedded weights, their a, b and modes, and their references."""
+        """Find the embedded weights, their a, b, and their references."""
         where = np.flatnonzero(self.embedded)
-        mode = self.mode[where]
-        return where, self.a[where], self.b[where], mode, self.reference[mode]
+        return where, self.a[where], self.b[where], self.reference[self.mode[where]]
 
     def apply(self, theta: Vector) -> Vector:
         """Set the embedded weights by their references, in a copy of θ.
 
         Each operation is rounded by itself: the result is the same on every machine.
         """
-        where, a, b, _, reference = self._of_embedded
+        where, a, b, reference = self._of_embedded
         modelled = theta.copy()
         modelled[where] = a * theta[reference] + b
         return modelled
-
-    def project(self, theta: Vector, trained: np.ndarray) -> Vector:
-        """Find the nearest θ in which the embedded weights are as their references have it.
-
-        It is the nearest in least squares over the trained weights.
-
-        Args:
-            theta: the θ that is projected.
-            trained: bool [N]; a reference that is not trained stays as it is.
-        """
-        where, a, b, mode, _ = self._of_embedded
-        own, modes = theta[self.reference], len(self.reference)
-        pull = a * trained[where]
-        moved = np.bincount(mode, weights=pull * (theta[where] - b), minlength=modes)
-        squares = np.bincount(mode, weights=pull * a, minlength=modes)
-        nearest = theta.copy()
-        nearest[self.reference] = np.where(
-            trained[self.reference], (own + moved) / (1 + squares), own
-        )
-        return self.apply(nearest)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Give the arrays by name."""

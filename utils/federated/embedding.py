@@ -18,7 +18,8 @@ from utils.cmd.embedding import steadiest
 from utils.cmd.online import OnlineCMD
 from utils.cmd.vector import write_vector
 from utils.federated.coefficients import Coefficients
-from utils.federated.exchange import ClientSide, Package, ServerSide, Vector
+from utils.federated.exchange import ClientSide, Package, Restraint, ServerSide, Vector
+from utils.federated.projection import Projection
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,9 @@ class CMDClient(ClientSide):
         super().__init__(n_weights)
         self.coefficients = Coefficients.none(n_weights)
 
-    def restrained(self, theta: Vector, trained: np.ndarray) -> Vector:
-        return self.coefficients.project(theta, trained)
+    def restraint(self, model: nn.Module) -> Restraint | None:
+        known = self.coefficients
+        return Projection(known, model) if known.embedded.any() else None
 
     def _take_news(self, package: Package) -> None:
         arrays = package.arrays

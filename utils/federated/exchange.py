@@ -7,12 +7,14 @@ know the same of which weights are live, without being told.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import nn
 
 Vector = np.ndarray  # float32 [N] unless said otherwise
+Restraint = Callable[[nn.Module], None]
 
 
 class OutOfStepError(Exception):
@@ -136,19 +138,17 @@ class ClientSide(ABC):
             self._take_everything(package)
         self.version = version
 
-    @property
-    def restrains(self) -> bool:
-        """Tell whether `restrained` may change anything now."""
-        return not self.live.all()
-
-    def restrained(self, theta: Vector, trained: np.ndarray) -> Vector:
-        """Turn the model after a local step into one that the method allows.
+    def restraint(self, model: nn.Module) -> Restraint | None:
+        """Make what turns the model, after each local step of a round, into one that is allowed.
 
         Args:
-            theta: float32 [N], the client's model after the step; it is not changed.
-            trained: bool [N], the weights that are parameters which the optimizer steps.
+            model: the model that is trained.
+
+        Returns:
+            It is called with the model, which it changes in place, on its device, and without a
+            wait of the host for it. None where every model is allowed.
         """
-        return theta
+        return None
 
     def up(self, theta: Vector) -> Package:
         """Make the answer from the trained weights."""

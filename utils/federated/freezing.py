@@ -7,8 +7,11 @@ which also freezes unstable weights at random, is its extension for over-paramet
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import nn
 
-from utils.federated.exchange import ClientSide, Package, ServerSide, Vector
+from utils.federated.exchange import ClientSide, Package, Restraint, ServerSide, Vector
+from utils.federated.places import Places
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,14 @@ class FreezingClient(ClientSide):
         super().__init__(n_weights)
         self.freezing = Freezing(self.theta, settings)
 
-    def restrained(self, theta: Vector, trained: np.ndarray) -> Vector:
-        return np.where(self.live, theta, self.theta)  # frozen weights are rolled back
+    def restraint(self, model: nn.Module) -> Restraint | None:
+        if self.live.all():
+            return None
+        device = next(model.parameters()).device
+        frozen = torch.from_numpy(~self.live).to(device).nonzero().flatten()
+        values = torch.from_numpy(self.theta).to(device)[frozen]
+        places = Places(model, frozen)
+        return lambda _: places.write(values)  # frozen weights are rolled back
 
     def _take_news(self, package: Package) -> None:
         self.theta = self.theta.copy()
