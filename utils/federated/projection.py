@@ -8,8 +8,8 @@ from utils.cmd.vector import layer_sizes, trainable_ranges
 from utils.federated.coefficients import Coefficients
 from utils.federated.places import Places
 
-# Sums of a mode that go on side by side, by the type of a device. On a CPU it is one, which adds in
-# θ's order; a GPU would add to one place in memory one weight after the other.
+# How many sums each mode is added up in, by the type of device. On a CPU one adds in θ's order; on
+# a GPU all weights of a mode would wait for each other, to be added to the same place in memory.
 SUMS = {"cpu": 1}
 MANY_SUMS = 1024
 
