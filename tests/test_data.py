@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from utils.data.datasets import Dataset, Split, load_dataset
+from utils.storage.sealed import load_tensors, save_tensors
 from utils.system.errors import UserError
 
 
@@ -142,6 +143,52 @@ def test_bad_folders_get_one_line(tmp_path, damage, words):
         load_dataset("folder", str(root), 32, False)
     assert "--data_dir" in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "pets-32px.pt").exists()
+
+
+def test_the_packed_file_stands_for_the_folder(tmp_path):
+    root = make_folder(tmp_path / "pets")
+    data = load_dataset("folder", str(root), 32, False)
+    packed = tmp_path / "carried.pt"
+    (tmp_path / "pets-32px.pt").rename(packed)
+    for size, resizes in ((32, False), (224, True)):
+        alone = load_dataset("folder", str(packed), size, resizes)
+        assert alone.fingerprint() == data.fingerprint() and alone.classes == ["cat", "dog"]
+    older = load_tensors(packed)
+    del older["classes"]
+    save_tensors(older, packed)
+    assert load_dataset("folder", str(packed), 32, False).classes == ["0", "1"]
+
+
+def without_images(state):
+    del state["train"]
+
+
+def other_types(state):
+    state["test"] = (state["test"][0].float(), state["test"][1])
+
+
+def fewer_labels(state):
+    state["train"] = (state["train"][0], state["train"][1][1:])
+
+
+def new_label(state):
+    state["test"][1][0] = 2
+
+
+@pytest.mark.parametrize("damage", [without_images, other_types, fewer_labels, new_label])
+def test_bad_packed_files_get_one_line(tmp_path, damage):
+    load_dataset("folder", str(make_folder(tmp_path / "pets")), 32, False)
+    packed = tmp_path / "pets-32px.pt"
+    with pytest.raises(UserError, match="its images are 32 × 32, the model takes 16 × 16"):
+        load_dataset("folder", str(packed), 16, True)
+    state = load_tensors(packed)
+    damage(state)
+    save_tensors(state, packed)
+    with pytest.raises(UserError, match=r"pets-32px\.pt: this is no packed data set"):
+        load_dataset("folder", str(packed), 32, False)
+    packed.write_bytes(packed.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"pets-32px\.pt: this is no packed data set"):
+        load_dataset("folder", str(packed), 32, False)
 
 
 def test_missing_folder(tmp_path):

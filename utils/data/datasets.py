@@ -3,7 +3,8 @@
 - cifar10: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009, through
   torchvision.
 - digits: the handwritten digits that scikit-learn carries.
-- folder: your own images, `train/<class>/*` and `test/<class>/*` (utils.data.image_folder).
+- folder: your own images, `train/<class>/*` and `test/<class>/*` (utils.data.image_folder), or
+  the one file that they are packed into (utils.data.packed).
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from utils.data.image_folder import load_image_folder
+from utils.data.packed import load_packed
 from utils.system.errors import UserError
 
 DIGITS_SIZE = 32
@@ -85,7 +87,7 @@ def load_dataset(name: str, data_dir: str, size: int, resizes: bool) -> Dataset:
 
     Args:
         name: a key of DATASETS.
-        data_dir: the folder of the images.
+        data_dir: the folder of the images, or a packed data set.
         size: pixels to a side.
         resizes: whether the model's transform also takes images of other sizes.
 
@@ -145,7 +147,8 @@ def _load_digits(data_dir: Path, size: int, resizes: bool) -> Dataset:
 
 
 def _load_folder(data_dir: Path, size: int, resizes: bool) -> Dataset:
-    splits, classes = load_image_folder(data_dir, size, resizes)
+    load = load_packed if data_dir.is_file() else load_image_folder
+    splits, classes = load(data_dir, size, resizes)
     # A folder is read class by class; a model whose BatchNorm keeps no running statistics would
     # normalise test batches of a single class, which is not what it meets in training.
     generator = torch.Generator().manual_seed(ORDER_SEED)

@@ -15,10 +15,9 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
-from utils.storage.sealed import load_tensors, save_tensors
+from utils.data.packed import SPLITS, read_packed, write_packed
 from utils.system.errors import UserError
 
-SPLITS = ("train", "test")
 RESAMPLING = Image.Resampling.BICUBIC
 DECODER = f"Pillow {PIL.__version__}, RGB, {RESAMPLING.name.lower()}"  # what the pixels depend on
 Samples = list[tuple[str, int]]
@@ -49,12 +48,10 @@ def load_image_folder(
     cache = data_dir.resolve().with_name(f"{data_dir.resolve().name}-{size}px.pt")
     key = _listing_key(data_dir, listings, size)
     with contextlib.suppress(OSError, ValueError):  # no cache, or not ours: decode
-        state = load_tensors(cache)
-        if state.get("key") == key:
-            return [tuple(state[split]) for split in SPLITS], classes
+        return read_packed(cache, key), classes
     splits = [_decode(samples, size) for samples in listings]
     with contextlib.suppress(OSError):  # a folder that cannot be written to is decoded each time
-        save_tensors({"key": key, **dict(zip(SPLITS, splits, strict=True))}, cache)
+        write_packed(cache, key, splits, classes)
     return splits, classes
 
 
