@@ -2,12 +2,13 @@
 
 import statistics
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import public_code
 from benchmarks.cases import Case
@@ -70,17 +71,26 @@ def our_updates(
     history = Trajectory(case.path, case.n_weights)
     online = OnlineCMD(module, case.modes, case.samples, warmup, case.seed, history=history,
                        memory=memory)  # fmt: skip
+    snapshots = (history[epoch] for epoch in range(case.n_epochs))
     seconds = []
     with Measured() as measured:
-        for epoch in range(case.n_epochs):
-            write_vector(history[epoch], module)
-            start = clock(torch.device(case.device))
-            online.update_parameters(module)
-            if epoch > warmup:
-                seconds.append(clock(torch.device(case.device)) - start)
+        for epoch, each in enumerate(timed_updates(online, module, snapshots)):
+            seconds.append(each)
             if results is not None and epoch == warmup + PUBLIC_UPDATES:
                 online.model.save(results)
-    return Figures(statistics.median(seconds), measured.peak)
+    return Figures(statistics.median(seconds[warmup + 1 :]), measured.peak)
+
+
+def timed_updates(
+    online: OnlineCMD, module: nn.Module, snapshots: Iterable[Tensor]
+) -> Iterator[float]:
+    """Yield the seconds of each update by a module that takes on the snapshots in turn."""
+    device = next(module.parameters()).device
+    for theta in snapshots:
+        write_vector(theta, module)
+        start = clock(device)
+        online.update_parameters(module)
+        yield clock(device) - start
 
 
 def public_updates(case: Case, warmup: int, official: str, results: Path) -> Figures:

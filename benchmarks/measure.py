@@ -101,8 +101,10 @@ def environment(name: str) -> str:
     Raises:
         UserError: there is no such device.
     """
-    processor = processor_name(choose_device(name))
+    device = choose_device(name)
+    cuda = f"CUDA {torch.version.cuda}, " if device.type == "cuda" else ""
     return (
-        f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{processor_name(device)}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, {cuda}"
         f"Python {platform.python_version()}, {date.today().isoformat()}"
     )

@@ -12,22 +12,23 @@ PART = 1 << 20  # weights computed at once
 
 
 class Walk:
-    """A random walk of the weights, θ(0), θ(1), …, which is the same for the same seed."""
+    """A random walk of the weights, θ(0), θ(1), …, the same for the same seed and device."""
 
-    def __init__(self, n_weights: int, seed: int) -> None:
-        self._random = torch.Generator().manual_seed(seed)
-        self._follows = torch.randint(LATENT, (n_weights,), generator=self._random)
-        self._scale = torch.randn(n_weights, generator=self._random)
-        self._noise = torch.randn(n_weights, generator=self._random).mul_(0.1)
-        self._walks = torch.zeros(LATENT)
+    def __init__(self, n_weights: int, seed: int, device: torch.device | str = "cpu") -> None:
+        self._random = torch.Generator(device).manual_seed(seed)
+        self._drawn = {"generator": self._random, "device": device}
+        self._follows = torch.randint(LATENT, (n_weights,), **self._drawn)
+        self._scale = torch.randn(n_weights, **self._drawn)
+        self._noise = torch.randn(n_weights, **self._drawn).mul_(0.1)
+        self._walks = torch.zeros(LATENT, device=device)
 
     def step(self) -> Tensor:
         """Return the next epoch's weights, float32 [N]."""
-        self._walks += 0.01 * torch.randn(LATENT, generator=self._random)
+        self._walks += 0.01 * torch.randn(LATENT, **self._drawn)
         theta = torch.empty_like(self._noise)
         for part in torch.arange(len(theta)).split(PART):
             here = slice(int(part[0]), int(part[-1]) + 1)
-            self._noise[here] += 0.002 * torch.randn(len(part), generator=self._random)
+            self._noise[here] += 0.002 * torch.randn(len(part), **self._drawn)
             walk = self._walks[self._follows[here]]
             torch.addcmul(self._noise[here], walk, self._scale[here], out=theta[here])
         return theta

@@ -16,18 +16,18 @@ from torch.utils.flop_counter import FlopCounterMode
 import train_cmd
 from benchmarks import public_code
 from benchmarks.measure import clock
+from benchmarks.rates import matrix_rate
 from utils.base_utils import get_model
 from utils.data.datasets import Dataset
 from utils.methods.comparison import Comparison, watchers
 from utils.methods.registry import METHODS, Method
 from utils.system.devices import choose_device
 from utils.training.compute import Compute
-from utils.training.precision import BF16, Arithmetic, choose_precision
+from utils.training.precision import Arithmetic, choose_precision
 from utils.training.run import Run
 
 WARMUP = 1  # last epoch of CMD's warm-up, so early that few epochs show every cost
 FIRST = WARMUP + 2  # the first epoch whose time counts
-MATRIX = {"cpu": 2048, "cuda": 8192}  # sides of the matrices that measure a device's rate
 TIMES = 5  # repeats of short measurements
 
 
@@ -96,7 +96,9 @@ def our_epochs(case: Training, names: tuple[str, ...]) -> Epochs:
     methods = [method for method in METHODS if method.name in names]
     seconds: dict[str, list[float]] = {name: [] for name in ("training", "test", "compared")}
     with tempfile.TemporaryDirectory() as folder:
-        runs = [_run(case, dataset, device, Path(folder) / name) for name in ("alone", "compared")]
+        runs = [
+            start_run(case, dataset, device, Path(folder) / name) for name in ("alone", "compared")
+        ]
         with runs[0] as alone, runs[1] as compared:
             comparison = Comparison(compared, methods)
             followers = [
@@ -177,33 +179,18 @@ def public_bookkeeping(case: Training, official: str) -> tuple[float, float, flo
     return tuple((later - earlier) / TIMES for earlier, later in itertools.pairwise(times))
 
 
-def matrix_rate(device: torch.device, precision: str) -> float:
-    """Measure the floating-point operations a second in a product of two large square matrices.
-
-    The best of a few products counts.
-    """
-    side = MATRIX.get(device.type, MATRIX["cpu"])
-    dtype = torch.bfloat16 if precision == BF16 else torch.float32
-    left = torch.rand(side, side, device=device, dtype=dtype)
-    best = float("inf")
-    with Arithmetic(precision).products():
-        for _ in range(TIMES):
-            start = clock(device)
-            left @ left
-            best = min(best, clock(device) - start)
-    return 2 * side**3 / best
-
-
-def _run(case: Training, dataset: Dataset, device: torch.device, folder: Path) -> Run:
+def start_run(case: Training, dataset: Dataset, device: torch.device, folder: Path) -> Run:
+    """Start the case's run on some images in a new folder."""
     flags = ["--model", case.model, "--epochs", str(FIRST + case.epochs)]
     flags += ["--warmup_cmd", str(WARMUP), "--swa_start", "0", "--dataset", case.dataset]
     flags += ["--limit", str(case.limit)] if case.limit else []
     flags += ["--weights", "none"] if case.model == "vit" else []
-    settings = train_cmd.make_settings(train_cmd.build_parser().parse_args(flags), METHODS[:1])
+    args = train_cmd.build_parser().parse_args(flags)
+    settings = train_cmd.make_settings(args, METHODS[:1])
     settings = replace(settings, precision=choose_precision(case.precision, device))
     compute = Compute(device, Arithmetic(settings.precision, case.compiled))
     with contextlib.redirect_stderr(io.StringIO()):
-        return Run(folder, settings, dataset, compute, watchers(settings))
+        return Run(folder, settings, dataset, compute, watchers(settings), weights=args.weights)
 
 
 def _after_epoch(comparison: Comparison, method: type[Method]) -> float:
