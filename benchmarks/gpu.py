@@ -125,7 +125,7 @@ def problems(problem: str) -> list[str]:
 
 
 Part = Callable[[argparse.Namespace, float], Table]
-PARTS: list[tuple[str, Part, float]] = [  # and their shares of the time left
+PARTS: list[tuple[str, Part, float]] = [  # with their shares of the time left; the last has all
     ("tests", tests_part, 0.2),
     ("rates", rates_part, 0.15),
     ("epochs", epochs_part, 0.5),
@@ -136,14 +136,14 @@ PARTS: list[tuple[str, Part, float]] = [  # and their shares of the time left
 
 def measure(args: argparse.Namespace) -> None:
     """Measure each part as long as its time allows, write the tables, and print them at the end."""
-    budget = Budget(max(0, 60 * args.minutes - ENDING))
+    budget = Budget(60 * args.minutes - ENDING)
     args.device = str(choose_device(args.device))
     made = {"environment": environment(args.device), "command": args.command}
     args.output.mkdir(parents=True, exist_ok=True)
     parts = PARTS if args.data_dir is not None else PARTS[:-1]
     tables: list[Table] = []
     for name, part, share in parts:
-        seconds = budget.left() * (1 if part is parts[-1][1] else share)
+        seconds = budget.left() * (share if part is not parts[-1][1] else 1)
         print(f"… {name}, at most {seconds:.0f} s", file=sys.stderr, flush=True)
         tables.append(table_of(name, part, args, seconds))
         write_report(tables, made, args.output)
@@ -183,9 +183,12 @@ def main(argv: list[str] | None = None) -> int:
     args.command = shlex.join(["python", parser.prog, *(sys.argv[1:] if argv is None else argv)])
     if args.data_dir is not None and not Path(args.data_dir).exists():
         parser.error(f"--data_dir {args.data_dir} is not there: give a folder or a packed file")
-    return run_command(parser.prog, f"--output {args.output}", lambda: measure(args))
+    interrupted = f"interrupted; the tables so far are in {args.output}"
+    where = f"--output {args.output}"
+    return run_command(parser.prog, where, lambda: measure(args), interrupted)
 
 
 if __name__ == "__main__":
+    # once for all processes; a GPU must not be touched by these imports, as they are forked then
     multiprocessing.set_forkserver_preload(["benchmarks.epochs", "benchmarks.algorithms"])
     sys.exit(main())
