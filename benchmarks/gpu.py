@@ -70,15 +70,17 @@ def epochs_part(args: argparse.Namespace, seconds: float) -> Table:
         share = budget.left() / (len(args.models) - number)
         if share < LEAST_OF_MODEL:
             rows.append([model, *[""] * 5, "not reached"])
+            numbers.append({"model": model, "problem": "not reached"})
             continue
         with tempfile.TemporaryDirectory() as folder:
             outcome = within(share, epochs, model, args.device, share - STARTING, folder)
         if outcome.found:
             cost = outcome.found[-1]
             rows.append(epoch_row(cost))
-            numbers.append(asdict(cost))
+            numbers.append(asdict(cost) | {"problem": outcome.problem})
         else:
             rows.append([model, *[""] * 5, outcome.problem.partition(":")[0]])
+            numbers.append({"model": model, "problem": outcome.problem})
         if outcome.found or ":" in outcome.problem:
             notes += [f"{model}: {problem}" for problem in problems(outcome.problem)]
     header = ["", "precision", "training", "images/s", "one test", "the writer", "measured"]
