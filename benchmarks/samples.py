@@ -94,7 +94,7 @@ def of_latest(run: StoredRun, dataset: Dataset, count: int) -> float:
 
 def accuracy(run: StoredRun, dataset: Dataset, module: nn.Module) -> float:
     """Return the test accuracy of a module, a fraction, tested as the run's models were."""
-    transform = get_model(run.settings.model).transform
+    transform = get_model(run.settings.model).transform_of(dataset)
     batch = run.tested_at_once(CPU)
     return evaluate(module, dataset.test, transform, batch, run.compute(CPU))[1]
 

@@ -211,7 +211,7 @@ def _after_run(comparison: Comparison, methods: list[type[Method]]) -> dict[str,
 
 def _work(run: Run) -> float:
     """Count the floating-point operations of training on one image."""
-    model, transform = run.model.train(), run.entry.transform
+    model, transform = run.model.train(), run.transform
     few = run.dataset.train.images[:4]
     model.zero_grad()
     with FlopCounterMode(display=False) as counter:

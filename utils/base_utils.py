@@ -4,7 +4,7 @@ To change a model's hyperparameters, change its line in MODELS; to add a model, 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -92,6 +92,14 @@ class ModelEntry:
         """
         dataset = load_dataset(name, data_dir, self.transform.size, self.transform.resizes)
         return dataset if limit is None else dataset.limited(limit)
+
+    def transform_of(self, dataset: Dataset) -> CropFlip | ResizedCrop:
+        """What makes the model's input of a data set's images: with the normalisation of that set,
+        but for a pretrained model, which keeps the one that it knows."""
+        if dataset.normalisation is None or self.pretrained:
+            return self.transform
+        mean, std = dataset.normalisation
+        return replace(self.transform, mean=mean, std=std)
 
 
 # fmt: off

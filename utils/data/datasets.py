@@ -1,7 +1,7 @@
 """The data sets, held in memory as uint8.
 
-- cifar10: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009, through
-  torchvision.
+- cifar10 (A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009) and others
+  that torchvision downloads (utils.data.downloads).
 - digits: the handwritten digits that scikit-learn carries.
 - folder: your own images, `train/<class>/*` and `test/<class>/*` (utils.data.image_folder), or
   the one file that they are packed into (utils.data.packed).
@@ -10,17 +10,18 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 from torch.nn import functional
 
+from utils.data.downloads import DOWNLOADS, load_download
 from utils.data.image_folder import load_image_folder
 from utils.data.packed import load_packed
-from utils.system.errors import UserError
+from utils.data.transforms import Channels
 
 DIGITS_SIZE = 32
 ORDER_SEED = 0  # of fixed orders, which are the same for all seeds of runs
@@ -56,12 +57,14 @@ class Dataset:
         train, test: its splits.
         classes: their names, by label.
         mirror: whether a mirrored image is of the same class.
+        normalisation: mean and std of the channels, as fractions of 255; None for the model's.
     """
 
     train: Split
     test: Split
     classes: list[str]
     mirror: bool = True
+    normalisation: tuple[Channels, Channels] | None = None
 
     def to(self, device: torch.device) -> "Dataset":
         return replace(self, train=self.train.to(device), test=self.test.to(device))
@@ -96,32 +99,10 @@ def load_dataset(name: str, data_dir: str, size: int, resizes: bool) -> Dataset:
     return DATASETS[name](Path(data_dir), size, resizes)
 
 
-def _load_cifar10(data_dir: Path, size: int, resizes: bool) -> Dataset:
-    del resizes
-    if size < 32:
-        raise UserError(f"--dataset cifar10: its images are 32 × 32, the model takes {size}")
-    try:
-        train, test = (_cifar10_split(data_dir, train) for train in (True, False))
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"--dataset cifar10: it is not in --data_dir {data_dir} and could not be downloaded "
-            f"({reason[:120]}); put cifar-10-python.tar.gz from "
-            f"https://www.cs.toronto.edu/~kriz/cifar.html into {data_dir}, or run without a "
-            "download: --dataset digits, or --dataset folder with images of your own"
-        ) from error
-    return Dataset(train[0], test[0], train[1])
-
-
-def _cifar10_split(data_dir: Path, train: bool) -> tuple[Split, list[str]]:
-    def load(download: bool) -> torchvision.datasets.CIFAR10:
-        return torchvision.datasets.CIFAR10(str(data_dir), train=train, download=download)
-
-    try:
-        raw = load(download=False)
-    except RuntimeError:  # not there, or not whole
-        raw = load(download=True)
-    return Split(torch.from_numpy(raw.data), torch.tensor(raw.targets)), list(raw.classes)
+def _load_download(name: str, data_dir: Path, size: int, resizes: bool) -> Dataset:
+    (train, test), classes = load_download(name, data_dir, size, resizes)
+    entry = DOWNLOADS[name]
+    return Dataset(Split(*train), Split(*test), classes, entry.mirror, entry.normalisation)
 
 
 def _load_digits(data_dir: Path, size: int, resizes: bool) -> Dataset:
@@ -160,9 +141,9 @@ def _load_folder(data_dir: Path, size: int, resizes: bool) -> Dataset:
 
 
 DATASETS: dict[str, Callable[[Path, int, bool], Dataset]] = {
-    "cifar10": _load_cifar10,
     "folder": _load_folder,
     "digits": _load_digits,
+    **{name: partial(_load_download, name) for name in DOWNLOADS},
 }
 
 

@@ -3,23 +3,19 @@
 import contextlib
 import hashlib
 import os
-import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-import PIL
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
-from tqdm import tqdm
 
+from utils.data.decoding import DECODER, as_rgb, common_size, decode
 from utils.data.packed import SPLITS, read_packed, write_packed
 from utils.system.errors import UserError
 
-RESAMPLING = Image.Resampling.BICUBIC
-DECODER = f"Pillow {PIL.__version__}, RGB, {RESAMPLING.name.lower()}"  # what the pixels depend on
 Samples = list[tuple[str, int]]
 
 
@@ -118,14 +114,12 @@ def _refuse_loops(split: Path) -> None:
 
 
 def _common_size(listings: list[Samples], size: int) -> int:
-    sizes = set()
-    for path, _ in (sample for samples in listings for sample in samples):
-        with _readable(path), Image.open(path) as image:
-            sizes.add(image.size)
-        if len(sizes) > 1:
-            return size
-    width, height = sizes.pop()
-    return width if width == height and width < size else size
+    def sizes() -> Iterator[tuple[int, int]]:
+        for path, _ in (sample for samples in listings for sample in samples):
+            with _readable(path), Image.open(path) as image:
+                yield image.size
+
+    return common_size(sizes(), size)
 
 
 def _listing_key(data_dir: Path, listings: list[Samples], size: int) -> str:
@@ -146,40 +140,12 @@ def _listing_key(data_dir: Path, listings: list[Samples], size: int) -> str:
 
 
 def _decode(samples: Samples, size: int) -> tuple[Tensor, Tensor]:
-    images = torch.empty(len(samples), size, size, 3, dtype=torch.uint8)
-
-    def decode_into(index: int) -> None:
+    def read(index: int) -> Image.Image:
         path = samples[index][0]
         with _readable(path), Image.open(path) as image:
-            image = _as_rgb(image)
-            if image.size != (size, size):
-                image = image.resize((size, size), RESAMPLING)
-            images[index] = torch.from_numpy(np.array(image))
+            return as_rgb(image)
 
-    if not sys.stderr.isatty():
-        print(f"decoding {len(samples):,} images to {size} × {size}", flush=True)
-    pool = ThreadPoolExecutor(max_workers=os.cpu_count())
-    try:
-        decoded = pool.map(decode_into, range(len(samples)))
-        for _ in tqdm(decoded, "decoding", len(samples), unit="image", disable=None):
-            pass
-    finally:
-        pool.shutdown(cancel_futures=True)  # do not decode the rest after a bad image or Ctrl-C
-    return images, torch.tensor([label for _, label in samples])
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """Return the image in 8-bit RGB, without its transparency.
-
-    Raises ValueError if its numbers have no known range.
-    """
-    if image.mode.startswith("I;16"):  # Pillow would clip values above 255
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError(f"its pixels are of Pillow's mode {image.mode}, of no known range")
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+    return decode(read, len(samples), size), torch.tensor([label for _, label in samples])
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ def train(message: Message, context: Context) -> Message:
             draw = (client.version * settings.clients + part) * settings.local_epochs + epoch
             batches = TrainingBatches(
                 replace(dataset, train=split),
-                settings.entry.transform,
+                settings.entry.transform_of(dataset),
                 settings.batch_size,
                 epoch_generator(settings.seed, draw, device),
             )

@@ -133,7 +133,7 @@ def run_rounds(
             return
         write_vector(torch.from_numpy(server.theta), model)
         loss, accuracy = evaluate(
-            model, dataset.test, settings.entry.transform,
+            model, dataset.test, settings.entry.transform_of(dataset),
             settings.entry.test_batch_size or TEST_BATCH_SIZE,
             Compute(place.device, Arithmetic(settings.precision)),
         )  # fmt: skip

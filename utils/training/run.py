@@ -64,6 +64,7 @@ class Run:
         settings: what the run's numbers depend on.
         compute: how it is computed; device and ranks are the compute's.
         dataset: the images, on the device.
+        transform: makes the model's input of them.
         model: the model that is trained.
         n_weights: N.
         trajectory: the stored snapshots.
@@ -116,6 +117,7 @@ class Run:
         place, settings = self._place, self.settings
         stored = None if overwrite else place.stored_state()
         self.dataset = dataset.to(self.device)
+        self.transform = self.entry.transform_of(dataset)
         self.model = self._build_model(len(dataset.classes), weights)
         self.optimizer, self.scheduler = self.make_optimizer(self.model)
         self.n_weights = sum(layer_sizes(self.model))
@@ -212,7 +214,7 @@ class Run:
         """
         generator = epoch_generator(self.settings.seed, epoch, self.device, self.ranks.rank)
         size = batch_size or self.settings.batch_size
-        return TrainingBatches(self.dataset, self.entry.transform, size, generator, self.ranks)
+        return TrainingBatches(self.dataset, self.transform, size, generator, self.ranks)
 
     def train(
         self,
@@ -235,7 +237,7 @@ class Run:
     def test(self, module: nn.Module) -> tuple[float, float]:
         """Mean loss and accuracy (a fraction) of a module on the test images."""
         return evaluate(
-            module, self.dataset.test, self.entry.transform, self.test_batch_size, self.compute
+            module, self.dataset.test, self.transform, self.test_batch_size, self.compute
         )
 
     def require_finite(self, loss: float, module: nn.Module, epoch: int, who: str) -> None:

@@ -14,6 +14,7 @@ import torchvision
 
 from utils.base_utils import DOWNLOADED, MODELS, SCRATCH, get_model
 from utils.data.datasets import DATASETS
+from utils.data.downloads import DOWNLOADS
 from utils.storage.sealed import file_digest
 from utils.system.arguments import at_least, fraction, positive
 from utils.system.devices import processor_name
@@ -38,8 +39,8 @@ class DataSettings:
 
     dataset: str = option(
         "cifar10",
-        "cifar10 (downloaded unless it is there), folder (train/<class>/* and test/<class>/* in "
-        "--data_dir), digits (no download)",
+        f"{', '.join(DOWNLOADS)} (downloaded unless it is there), folder (train/<class>/* and "
+        "test/<class>/* in --data_dir), digits (no download)",
         choices=DATASETS,
     )
     limit: int | None = option(

@@ -216,7 +216,7 @@ def evaluate_grid(
     span: float, path: Path, key: str, progress: Callable[[Iterable], Iterable] = iter,
 ) -> Landscape:  # fmt: skip
     """Test every point of the grid on all images; rows are kept in `path`."""
-    cmd, transform = run.posthoc, get_model(run.settings.model).transform
+    cmd, transform = run.posthoc, get_model(run.settings.model).transform_of(dataset)
     own = cmd.reference_history[-1].double()
     values = [_values(float(own[axis]), points, span) for axis in axes]
     splits = [dataset.to(device).train, dataset.to(device).test]
