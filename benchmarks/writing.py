@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
                         help="whose run is measured (default: %(default)s)")  # fmt: skip
     flags.add_device_flag(parser)
     parser.add_argument("--repeats", type=at_least(1), default=10, metavar="TIMES",
-                        help="measured epochs, after one that is not (default: %(default)s)")  # fmt: skip
+                        help="measured epochs (default: %(default)s)")  # fmt: skip
     parser.add_argument("--folder", type=Path, help="where the run is made for a while")
     args = parser.parse_args(argv)
     try:

@@ -8,7 +8,7 @@ Every function here takes a module, or a state dictionary as one loads it from a
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -132,6 +132,35 @@ def write_vector(vector: Tensor, module: Stateful) -> None:
         raise ValueError(f"θ is {list(vector.shape)}, the module has {n_weights} weights")
     # a vector on the host comes to a GPU at once, not a layer at a time
     write_pieces([vector.to(named_layers(module)[0][1].device)], module)
+
+
+def not_in_vector(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a state dictionary θ does not hold to the last bit."""
+    return {
+        name: value
+        for name, value in state.items()
+        if not (isinstance(value, Tensor) and value.dtype == torch.float32)
+    }
+
+
+@torch.no_grad()
+def restore(module: nn.Module, vector: Tensor, others: Mapping[str, Any]) -> None:
+    """Write θ, float32 [N], into `module` to the last bit, and what it does not hold.
+
+    Args:
+        others: from `not_in_vector`, or a whole state dictionary.
+
+    Raises ValueError if the length of θ is another, RuntimeError if the others do not fit.
+    """
+    layers = [tensor for _, tensor in named_layers(module)]
+    pieces = vector.split([tensor.numel() for tensor in layers])
+    for tensor, piece in zip(layers, pieces, strict=True):
+        tensor.copy_(piece.view(tensor.shape))
+    state = module.state_dict()
+    for name in not_in_vector(state):
+        del state[name]
+    state.update(others)
+    module.load_state_dict(state)
 
 
 @torch.no_grad()

@@ -193,7 +193,7 @@ class EmbeddedCMD(Method):
     def _train(self, epoch: int) -> tuple[float, float]:
         run = self.run
         trained = run.train(epoch, self.module, self.optimizer, self.scheduler, self._parallel)
-        run.require_finite(trained[0], self.module, epoch, self.label)
+        run.require_finite(trained[0], read_vector(self.module), epoch, self.label)
         return trained
 
     def _set_embedded(self) -> None:

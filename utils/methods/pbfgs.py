@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from utils.cmd.snapshots import Snapshots
-from utils.cmd.vector import trainable_ranges, write_vector
+from utils.cmd.vector import read_vector, trainable_ranges, write_vector
 from utils.methods.base import Method
 from utils.methods.cmd import WarmupSettings
 from utils.pbfgs_utils import SubspaceBFGS, principal_directions
@@ -212,7 +212,7 @@ class PBFGS(Method):
                 n_images += count
         self._bfgs.settle()
         run.ranks.align_buffers(self.module)
-        run.require_finite(total_loss, self.module, epoch, self.label)
+        run.require_finite(total_loss, read_vector(self.module), epoch, self.label)
         return total_loss / n_images, int(run.ranks.sum(n_correct)) / n_images
 
 

@@ -65,10 +65,35 @@ def save_tensors(state: dict, path: str | os.PathLike, run: str = "") -> None:
     """
     # torch replaces an interruption that comes while it writes by an error of its own
     with held_back(), atomic_write(path, tensor_bytes(state)) as file:
-        torch.save(state, file)
+        hashed = _Hashed(file)
+        torch.save(state, hashed)
         file.seek(-2, io.SEEK_END)  # the length of the comment, an archive's last field
-        file.write(SEAL_BYTES.to_bytes(2, "little") + MARK + _run_field(run))
-        file.write(_file_digest(file, file.tell()))
+        ending = SEAL_BYTES.to_bytes(2, "little") + MARK + _run_field(run)
+        file.write(ending + hashed.digest_with(ending))
+
+
+class _Hashed:
+    """A file that torch.save writes from its begin to its end, hashed meanwhile but for its last
+    two bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._found, self._last = file, hashlib.sha256(), b""
+        self.flush = file.flush
+
+    def write(self, data: bytes | memoryview) -> int:
+        if len(data) < 2:
+            ending = self._last + data
+        else:
+            self._found.update(self._last)
+            ending = memoryview(data)
+        self._found.update(ending[:-2])
+        self._last = bytes(ending[-2:])
+        return self._file.write(data)
+
+    def digest_with(self, ending: bytes) -> bytes:
+        """Return the SHA-256 of what was written, with another ending for its last two bytes."""
+        self._found.update(ending)
+        return self._found.digest()
 
 
 def load_tensors(path: str | os.PathLike, run: str | None = None) -> dict:

@@ -3,7 +3,8 @@
 The order of writing makes a kill at any moment harmless. After an epoch the snapshot is appended
 to the trajectory, then the checkpoint replaced, then the rows of those that watch the run appended,
 all while the next epoch trains. A restart goes on from the checkpoint, forgets a snapshot newer
-than it, and shows the stored snapshots again.
+than it, and shows the stored snapshots again. What the model was is in the trajectory's snapshot;
+the checkpoint holds what else the next epoch starts from.
 """
 
 import copy
@@ -19,9 +20,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from utils.base_utils import DOWNLOADED, get_model
-from utils.cmd.vector import layer_sizes, read_vector, write_vector
+from utils.cmd.vector import layer_sizes, not_in_vector, read_vector, restore, write_vector
 from utils.data.datasets import Dataset
 from utils.storage.background import Background
+from utils.storage.host import Host, StateCopy
 from utils.storage.store import AFRESH, usable
 from utils.storage.trajectory import Trajectory
 from utils.system.errors import UserError
@@ -103,6 +105,8 @@ class Run:
         self.test_batch_size = tested_at_once(settings, self.device, test_batch_size)
         self._watchers = watchers
         self._background = Background(self.device)
+        self._theta: Tensor | None = None
+        self._theta_host, self._state_copy = Host(), StateCopy(self.device)
         self._place: RunFolder | None = None
         try:
             with self.ranks.first_goes_first():
@@ -240,9 +244,10 @@ class Run:
             module, self.dataset.test, self.transform, self.test_batch_size, self.compute
         )
 
-    def require_finite(self, loss: float, module: nn.Module, epoch: int, who: str) -> None:
+    def require_finite(self, loss: float, theta: Tensor, epoch: int, who: str) -> None:
         """Raise UserError if training went to NaN or infinity."""
-        if not (math.isfinite(loss) and read_vector(module).isfinite().all()):
+        finite = math.isfinite(loss) and (theta.sum().isfinite() or theta.isfinite().all())
+        if not finite:  # a sum tells at once, unless it alone is beyond float32
             raise UserError(
                 f"--lr {self.settings.lr:g}: the training loss of {who} became NaN or infinite in "
                 f"epoch {epoch}; the {epoch} before it are kept in {self.folder}; try a smaller "
@@ -255,21 +260,27 @@ class Run:
         loss, accuracy = self.train(
             epoch, self.model, self.optimizer, self.scheduler, self._parallel, averages
         )
-        self.require_finite(loss, self.model, epoch, "the run")
         self._background.wait()  # for the epoch before; one is under way at a time
+        self._theta = theta = read_vector(self.model, out=self._theta)
+        self.require_finite(loss, theta, epoch, "the run")
         self.train_history.append((loss, accuracy, time.perf_counter() - start))
-        state = copy.deepcopy(self._state()) if self.ranks.first else {}
-        self._background.submit(self._store, epoch, read_vector(self.model), state)
+        if self.ranks.first:
+            self._state_copy.take(self._state())
+        self._background.submit(self._store, epoch, theta)
 
-    def _store(self, epoch: int, theta: Tensor, state: dict) -> None:
+    def _store(self, epoch: int, theta: Tensor) -> None:
         """Write what an epoch leaves behind."""
         own = self.ranks.share(self.n_weights)
-        self.trajectory.write(theta[own], own.start)
         if self.ranks.first:
+            theta = self._theta_host.bring(theta)
+            self.trajectory.write(theta[own], own.start)
             self.trajectory.seal(theta)
+        else:
+            self.trajectory.write(self._theta_host.bring(theta[own]), own.start)
         self.ranks.wait_in_background()
         self.trajectory.count(in_file=self.ranks.first)
         if self.ranks.first:
+            state = self._state_copy.on_host()
             if epoch == self._watchers.keep_optimizer_at:
                 kept = {"epoch": epoch} | {name: state[name] for name in ("optimizer", "scheduler")}
                 self.store.save(kept, KEPT_OPTIMIZER)
@@ -282,9 +293,9 @@ class Run:
         return self.ranks.synchronised(model)
 
     def _state(self) -> dict:
-        """What the next epoch starts from."""
+        """What the next epoch starts from, beside the snapshot of the model."""
         return {
-            "model": self.model.state_dict(),
+            "model": not_in_vector(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "averages": {name: avg.state_dict() for name, avg in self._averages.items()},
@@ -294,15 +305,18 @@ class Run:
     def _load_checkpoint(self, state: dict | None) -> None:
         if state:
             with usable(self.folder / CHECKPOINT, AFRESH):
-                self.model.load_state_dict(state["model"])
-                self.optimizer.load_state_dict(state["optimizer"])
-                if self.scheduler is not None:
-                    self.scheduler.load_state_dict(state["scheduler"])
                 self.train_history = [tuple(entry) for entry in state["train_history"]]
-                self.step_states = state["averages"]
         if len(self.trajectory) < self.epochs_done:
             raise UserError(
                 f"{self.trajectory.path} holds {len(self.trajectory)} snapshots, "
                 f"{self.epochs_done} epochs were trained: {AFRESH}"
             )
+        if state:
+            with usable(self.folder / CHECKPOINT, AFRESH):
+                theta = self.trajectory[self.epochs_done - 1]
+                restore(self.model, theta, state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                if self.scheduler is not None:
+                    self.scheduler.load_state_dict(state["scheduler"])
+                self.step_states = state["averages"]
         self.trajectory.truncate(self.epochs_done)
