@@ -93,6 +93,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="where the run is made for a while")
     args = parser.parse_args(argv)
     try:
+        if args.folder is not None and not args.folder.is_dir():
+            raise UserError(f"--folder {args.folder} is not a folder: make it, or choose another")
         record = environment(args.device)
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             seconds, written = alone(writing, args.model, args.device, args.repeats, Path(folder))

@@ -1,11 +1,14 @@
 """Writing in the background."""
 
+import copy
 import threading
 
 import pytest
 import torch
 
 from utils.storage.background import Background
+from utils.storage.host import StateCopy
+from utils.storage.sealed import load_tensors, save_tensors
 from utils.storage.trajectory import Trajectory
 
 CPU = torch.device("cpu")
@@ -58,3 +61,32 @@ def test_parts_of_a_snapshot_are_written_by_several(tmp_path):
     other.count(in_file=False)
     for trajectory in (mine, other, Trajectory(tmp_path / "trajectory.npy", 5)):
         assert trajectory.array.tolist() == [[1, 2, 3, 4, 5]]
+
+
+def test_a_state_is_copied_with_all_that_is_in_it(tmp_path):
+    copied = StateCopy(CPU)
+    state = {
+        "last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "counts": [torch.tensor(7), (torch.tensor([True, False, True]), torch.empty(0))],
+        "half": torch.randn(5, 3).bfloat16().T,
+        "part": torch.arange(20.0).view(4, 5)[:, ::2],  # not dense
+        "lr": {"now": 0.5, "then": [1, 2]},
+    }
+    for _ in range(2):  # into the same memory
+        copied.take(state)
+        expected = copy.deepcopy(state)
+        state["last"] += 1
+        state["half"].zero_()
+        state["lr"]["then"].append(3)
+        save_tensors(copied.on_host(), tmp_path / "state.pt")
+        found = load_tensors(tmp_path / "state.pt")
+        assert torch.equal(found["last"], expected["last"])
+        assert found["last"].stride() == expected["last"].stride()
+        assert torch.equal(found["half"], expected["half"])
+        assert torch.equal(found["part"], expected["part"])
+        assert found["counts"][0] == 7 and found["counts"][1][0].tolist() == [True, False, True]
+        assert found["counts"][1][1].shape == (0,) and found["lr"] == expected["lr"]
+        storages = {each.untyped_storage().nbytes() for each in (found["last"], found["half"])}
+        assert storages == {480, 30}  # each by itself
+    copied.take({"other": torch.ones(3)})
+    assert copied.on_host()["other"].tolist() == [1, 1, 1]

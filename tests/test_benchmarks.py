@@ -109,6 +109,15 @@ def test_train(benchmark):
         assert float(line[len(words) :].split()[0]) > 0
 
 
+def test_writing(tmp_path, benchmark):
+    code, out, error = benchmark("writing.py", "--model", "lenet", "--repeats", 1,
+                                 "--folder", tmp_path)  # fmt: skip
+    assert code == 0, error
+    assert "6.6 MB an epoch" in out  # the snapshot, and two such of Adam
+    assert "the writer" in out and "the training waits" in out and "plain write" in out
+    assert not any(tmp_path.iterdir())
+
+
 def test_whole(tmp_path, benchmark):
     code, out, error = benchmark("whole.py", "--model", "lenet", "--dataset", "digits", "--limit",
                                  128, "--measured", 1, "--epochs", 8, "-F", 3, "--folder",
@@ -134,6 +143,7 @@ def test_whole(tmp_path, benchmark):
         ("fit.py", ["--official", "nowhere"], "--official nowhere"),
         ("fit.py", ["--folder", "nowhere"], "--folder nowhere"),
         ("online.py", ["-T", "5"], "-T 5"),
+        ("writing.py", ["--folder", "nowhere"], "--folder nowhere"),
     ],
 )
 def test_bad_input(name, arguments, words, benchmark):

@@ -5,7 +5,9 @@ from torch import nn
 from utils.cmd.vector import (
     layer_names,
     layer_sizes,
+    not_in_vector,
     read_vector,
+    restore,
     write_vector,
 )
 
@@ -69,3 +71,28 @@ def test_refuses():
             read_vector(net, out=torch.zeros(length))
     with pytest.raises(ValueError, match="no floating-point"):
         read_vector(nn.ReLU())
+
+
+def test_a_model_is_restored_to_the_last_bit():
+    def net():
+        made = Tied()
+        made.norm.double()  # beyond what θ holds
+        return made
+
+    trained = net()
+    with torch.no_grad():
+        for value in trained.state_dict().values():
+            value.copy_(torch.randn(value.shape) * 9)  # a variance below 0, too
+    state = trained.state_dict()
+    others = not_in_vector(state)
+    assert list(others) == [name for name in state if name.startswith("norm.")]
+    theta = read_vector(trained)
+    for beside in (others, state):
+        again = net()
+        restore(again, theta, beside)
+        assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
+        assert again.head.weight is again.embed.weight
+    with pytest.raises(RuntimeError, match=r"norm\.bias"):
+        restore(again, theta, {name: others[name] for name in others if name != "norm.bias"})
+    with pytest.raises(RuntimeError, match="32"):
+        restore(again, theta[1:], others)

@@ -4,6 +4,7 @@ import itertools
 import shutil
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,12 +12,16 @@ from hypothesis import strategies as st
 
 import train_cmd
 from tests.command_lines import fuzzed
+from tests.conftest import SMALL
 from tests.torture import outcome, same
+from utils.base_utils import get_model
+from utils.cmd.vector import write_vector
 from utils.methods.registry import METHODS
 from utils.results.stored_run import StoredRun
 from utils.storage import files, trajectory
 from utils.storage.metrics import Metrics, Row
 from utils.storage.store import Store
+from utils.training.run import Run
 from utils.training.seeding import epoch_generator
 
 EPOCHS = 7
@@ -201,6 +206,46 @@ def test_a_reader_beside_a_run_finds_every_snapshot_good(tmp_path):
     written.append(torch.full((5,), 2.0))
     read = trajectory.Trajectory(tmp_path / "t.npy", 5, sums=sums)
     assert read.array[:, 0].tolist() == [1, 2]
+
+
+def test_the_checkpoint_is_of_the_last_snapshot(tmp_path, monkeypatch, capsys):
+    """As are those that held the whole model, too."""
+    argv = [*SMALL, "--epochs", "3", "--warmup_cmd", "1", "--results_dir"]
+    assert train_cmd.main([*argv, str(tmp_path / "alone")]) == 0
+    with monkeypatch.context() as patch:
+        real = Run.train
+
+        def train(self, epoch, *given):
+            if epoch == 2:
+                raise KeyboardInterrupt
+            return real(self, epoch, *given)
+
+        patch.setattr(Run, "train", train)
+        assert train_cmd.main([*argv, str(tmp_path / "stopped")]) == 130
+    folder = tmp_path / "stopped/lenet"
+    store = Store.of(folder)
+    state = store.load("checkpoint.pt")
+    assert state["model"] == {} and len(state["train_history"]) == 2
+    shutil.copytree(tmp_path / "stopped", tmp_path / "damaged")
+    with (tmp_path / "damaged/lenet/trajectory.npy").open("r+b") as file:
+        last = file.seek(-1, 2)
+        changed = file.read(1)[0] ^ 1
+        file.seek(last)
+        file.write(bytes([changed]))
+    capsys.readouterr()
+    assert train_cmd.main([*argv, str(tmp_path / "damaged")]) == 2
+    error = capsys.readouterr().err
+    assert "snapshot 1 does not have the checksum" in error and error.count("\n") == 1
+    whole = get_model("lenet").build(10)
+    write_vector(torch.from_numpy(np.load(folder / "trajectory.npy")[1]), whole)
+    shutil.copytree(tmp_path / "stopped", tmp_path / "older")
+    store.save(state | {"model": whole.state_dict()}, "../../older/lenet/checkpoint.pt")
+    for name in ("stopped", "older"):
+        assert train_cmd.main([*argv, str(tmp_path / name)]) == 0
+        assert same(outcome(tmp_path / name), outcome(tmp_path / "alone"))
+        assert np.array_equal(
+            *(np.load(tmp_path / at / "lenet/trajectory.npy") for at in (name, "alone"))
+        )
 
 
 def test_dropout_is_drawn_for_each_rank():

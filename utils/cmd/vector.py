@@ -150,7 +150,7 @@ def restore(module: nn.Module, vector: Tensor, others: Mapping[str, Any]) -> Non
     Args:
         others: from `not_in_vector`, or a whole state dictionary.
 
-    Raises ValueError if the length of θ is another, RuntimeError if the others do not fit.
+    Raises RuntimeError if the length of θ is another, or the others do not fit.
     """
     layers = [tensor for _, tensor in named_layers(module)]
     pieces = vector.split([tensor.numel() for tensor in layers])

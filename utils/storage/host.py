@@ -42,7 +42,11 @@ class StateCopy:
     def take(self, state: Any) -> None:
         """Copy a state, which may change from now on."""
         kind = self._memory.device.type
-        there = {id(each): each for each in _tensors(state) if each.device.type == kind}
+        there = {
+            id(each): each
+            for each in _tensors(state)
+            if each.device.type == kind and each.numel()  # others are copied one by one
+        }
         self._places = [torch.empty_like(each, device="meta") for each in there.values()]
         needed = sum(map(_room, self._places))
         if len(self._memory) != needed:
