@@ -127,7 +127,7 @@ def test_whole(tmp_path, benchmark):
     costs = [line.split()[-3:] for line in out.splitlines()[6:-1]]
     assert len(costs) == 6
     in_all = sum(float(each) * int(times) for each, times, _ in costs)
-    assert int(out.split()[-1]) == pytest.approx(in_all, abs=1)
+    assert int(out.split()[-1].replace(",", "")) == pytest.approx(in_all, abs=1)
     assert not any(tmp_path.iterdir())
 
 
