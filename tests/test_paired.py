@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from utils.results.paired import half_width, paired_difference
+from utils.results.pictures.accuracy import trailing_mean
 from utils.results.summary import over_seeds, table
 
 FRACTION = st.floats(0, 1, width=32)
@@ -79,3 +80,10 @@ def test_summaries_and_tables_have_them():
     without = over_seeds([0], [run_of(0, ema=0.73)])
     assert not any("minus" in key for key in without["methods"]["ema"])
     assert "minus" not in table(without)
+
+
+def test_the_mean_of_the_last_epochs():
+    curves = np.random.default_rng(1).normal(size=(2, 9))
+    found = trailing_mean(curves, 4)
+    for t in range(9):
+        np.testing.assert_allclose(found[:, t], curves[:, max(0, t - 3) : t + 1].mean(1))

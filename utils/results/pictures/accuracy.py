@@ -13,7 +13,7 @@ from utils.methods.draws import stored_draws
 from utils.methods.registry import Method, Settings
 from utils.results.paired import LEVEL, half_width
 from utils.results.pictures.style import STYLE, caption, draw_band, mark_epoch, save
-from utils.results.summary import percent
+from utils.results.summary import LAST, percent
 from utils.storage.metrics import Metrics
 from utils.training.folder import METRICS
 
@@ -43,8 +43,8 @@ def plot_test_accuracy(
         path: of the picture, without regard to its ending.
         formats: the endings of the files.
         difference: whether to draw, below, each method's difference to the run itself, if that is
-            among the methods and not alone; the band is then the mean's 95 % interval, paired by
-            seed.
+            among the methods and not alone: as a mean of the last ten epochs, unless there are few,
+            with the 95 % interval of the mean over seeds, paired by seed.
         with_shares: whether to draw, below, the share of weights embedded, if a method embeds any.
 
     Returns:
@@ -85,7 +85,7 @@ def plot_test_accuracy(
         for end in {method.warmup_end(settings) for method in methods} - {None}:
             mark_epoch(axes, end, "warm-up ends", settings.epochs)
         if difference:
-            under = below.pop(0)
+            under, few = below.pop(0), settings.epochs <= FEW
             differences = []
             for method, curve in curves.items():
                 if method is the_run:
@@ -93,11 +93,14 @@ def plot_test_accuracy(
                     continue
                 x, shown, look = _departed(method, curve, settings, the_run)
                 shown = shown - curves[the_run][:, x[0] :]
+                if not few:
+                    shown = trailing_mean(shown, LAST)
                 draw_band(under, x, shown, method.color, half_width, **look)
                 differences.append(shown)
             under.set_ylim(*_limits(differences, at_most=100))
+            mean = "" if few else f", mean of last {LAST}"
             band = f", {100 * LEVEL:.0f} % interval" if len(folders) > 1 else ""
-            under.set_ylabel(f"Minus {the_run.label}{band}\n(percentage points)")
+            under.set_ylabel(f"Minus {the_run.label}{mean}\n(points{band})")
         for method, share in shares.items():
             x = np.arange(share.shape[1])
             draw_band(below[0], x, share, method.color, drawstyle="steps-post")
@@ -134,6 +137,15 @@ def _departed(
     if method is the_run:
         look["linewidth"] = 2.2
     return np.arange(start, curves.shape[1]), curves[:, start:], look
+
+
+def trailing_mean(curves: np.ndarray, length: int) -> np.ndarray:
+    """Return the mean of each value and of those before it, `length` in all where there are as
+    many: [runs, T] to [runs, T]."""
+    sums = np.cumsum(np.pad(curves, ((0, 0), (1, 0))), axis=1)
+    ends = np.arange(1, sums.shape[1])
+    starts = np.maximum(0, ends - length)
+    return (sums[:, ends] - sums[:, starts]) / (ends - starts)
 
 
 def _draws(
