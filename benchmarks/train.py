@@ -31,20 +31,26 @@ from utils.system.tables import format_table
 from utils.training.precision import PRECISIONS, choose_precision
 
 HEADER = ["", "s an epoch", "images/s", "of matrix rate"]
-ALONGSIDE = [m for m in METHODS if m.name in ("sgd", "cmd_online", "ema", "swa")]
+ALONGSIDE = ["sgd", "cmd_online", "ema", "swa"]
+TRAINING = ("cmd_embed", "pbfgs", "pbfgs_equal")  # which train on by themselves
 
 
 def measure(case: Training, methods: tuple[str, ...], official: str | None) -> str:
     """Measure one model in one precision, and return its table, with notes below."""
     ours = alone(our_epochs, case, methods)
-    labels = [method.label for method in METHODS if method.name in methods]
+    labels = [m.label for m in METHODS if m.name in methods and not m.after_run]
     rows = [
         row("training", ours.training, ours.n_train, f"{100 * ours.share:.0f} %"),
         row("one test", ours.test, ours.n_test),
         row(f"training, {', '.join(labels)} tested", ours.compared, ours.n_train),
     ]
     added = 100 * (ours.compared / ours.training - 1)
-    notes = [f"the methods add {added:.1f} % to training"]
+    each = ", ".join(
+        f"{m.label} {ours.methods[m.name]:.2f} s" for m in METHODS if m.name in methods
+    )
+    notes = [
+        f"the methods add {added:.1f} % to training; after an epoch, their tests included: {each}"
+    ]
     if official is not None:
         training, test = alone(public_epochs, case, official)
         rows.append(row("public code: training", training, ours.n_train))
@@ -73,8 +79,8 @@ def main(argv: list[str] | None = None) -> int:
                         help="precisions to measure (default: the device's)")  # fmt: skip
     parser.add_argument("--compile", type=truth, default=False, metavar="BOOL",
                         help="compile the models (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--methods", nargs="*", choices=[method.name for method in ALONGSIDE],
-                        default=[method.name for method in ALONGSIDE], metavar="METHOD",
+    parser.add_argument("--methods", nargs="*", default=ALONGSIDE, metavar="METHOD",
+                        choices=[m.name for m in METHODS if m.name not in TRAINING],
                         help="methods tested after each epoch (default: %(default)s)")  # fmt: skip
     parser.add_argument("--official", metavar="PATH", help="a clone of the paper's public code")
     parser.add_argument("--epochs", type=at_least(1), default=3,
