@@ -177,6 +177,11 @@ def make_settings(args: argparse.Namespace, selected: list[type[Method]]) -> Set
         raise UserError(f"no method is left to compare: turn one on ({names})")
     if args.seeds is not None and len(set(args.seeds)) < len(args.seeds):
         raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once")
+    if args.cmd_draws > 1 and with_draws(selected, 2) == selected:
+        raise UserError(
+            f"--cmd_draws {args.cmd_draws} is of online and adaptive CMD: add --cmd_online True, "
+            "or leave it"
+        )
     for method in selected:
         method.check(settings)
     return settings

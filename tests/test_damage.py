@@ -251,6 +251,17 @@ def test_files_of_another_run_are_refused(finished, tmp_path, capsys, name):
     assert name in error and error.count("\n") == 1
 
 
+def test_a_run_without_its_checkpoint_is_not_trained_anew(finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "lenet/checkpoint.pt").unlink()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "lenet").iterdir()}
+    assert train_cmd.main([*RUN, "--results_dir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "checkpoint.pt is not there" in error and "--overwrite" in error
+    assert error.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in (tmp_path / "lenet").iterdir()} == before
+
+
 def test_no_pickled_code_runs_and_no_bomb_unpacks(tmp_path):
     class Hostile:
         def __reduce__(self):

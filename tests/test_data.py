@@ -175,7 +175,17 @@ def new_label(state):
     state["test"][1][0] = 2
 
 
-@pytest.mark.parametrize("damage", [without_images, other_types, fewer_labels, new_label])
+def fewer_names(state):
+    del state["classes"][1:]
+
+
+def no_names(state):
+    state["classes"] = 2
+
+
+@pytest.mark.parametrize(
+    "damage", [without_images, other_types, fewer_labels, new_label, fewer_names, no_names]
+)
 def test_bad_packed_files_get_one_line(tmp_path, damage):
     load_dataset("folder", str(make_folder(tmp_path / "pets")), 32, False)
     packed = tmp_path / "pets-32px.pt"

@@ -213,7 +213,13 @@ def test_without_a_network_it_is_said_what_to_do(name, tmp_path, monkeypatch):
         load_dataset(name, str(tmp_path), 32, False)
     words = str(caught.value)
     assert words.startswith(f"--dataset {name}: it is not in --data_dir {tmp_path}")
-    assert "--dataset digits" in words and "\n" not in words
+    assert "--dataset digits" in words and "\n" not in words and "no network at all)" in words
+
+
+def test_a_file_is_no_folder_to_download_to(tmp_path):
+    (tmp_path / "file.pt").touch()
+    with pytest.raises(UserError, match="is a file: give a folder"):
+        load_dataset("mnist", str(tmp_path / "file.pt"), 32, False)
 
 
 def test_the_flag_knows_them(capsys):

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from statistics import fmean
+from statistics import fmean, stdev
 
 import numpy as np
 import pytest
@@ -77,14 +77,29 @@ def test_their_spread_is_told(followed):
     metrics = Metrics.stored(folder / "metrics.csv")
     for number, draw in enumerate(stored_draws(OnlineCMDMethod, metrics, EPOCHS)):
         accuracies = [row.test_acc for row in metrics.of(draw.name)]
-        assert own["draws"]["last"][number] == accuracies[-1]
-        assert own["draws"]["mean_last_10"][number] == pytest.approx(fmean(accuracies[-10:]))
-    assert own["last"] == own["draws"]["last"][0]
+        assert own["draws"]["last"][0][number] == accuracies[-1]
+        assert own["draws"]["mean_last_10"][0][number] == pytest.approx(fmean(accuracies[-10:]))
+    assert own["last"] == own["draws"]["last"][0][0]
     assert list(summary["methods"]) == ["sgd", "cmd_posthoc", "cmd_online"]
     lines = table(summary).splitlines()
     assert lines[-1].startswith("Online CMD, 3 ") and lines[-1].count("±") == 2
-    both = over_seeds([0, 1], [summary, summary])
-    assert both["methods"]["cmd_online"]["draws"]["last"] == own["draws"]["last"] * 2
+    fewer = json.loads(json.dumps(summary))
+    for runs in fewer["methods"]["cmd_online"]["draws"].values():
+        del runs[0][2:]
+    both = over_seeds([0, 1], [summary, fewer])
+    first = own["draws"]["last"][0][:2]  # as many of each seed
+    assert both["methods"]["cmd_online"]["draws"]["last"] == [first, first]
+    line = table(both).splitlines()[-1]
+    assert line.startswith("Online CMD, 2 of 2 seeds each")
+    assert f"± {100 * stdev(first):.2f} % ({100 * min(first):.2f} … {100 * max(first):.2f})" in line
+
+
+def test_draws_of_nothing_are_refused(tmp_path, capsys):
+    argv = [*SMALL, "--cmd_online", "", "--cmd_draws", "3", "--results_dir", str(tmp_path)]
+    assert train_cmd.main(argv) == 2
+    error = capsys.readouterr().err
+    assert "--cmd_draws 3" in error and "--cmd_online True" in error and error.count("\n") == 1
+    assert not any(tmp_path.iterdir())
 
 
 def test_methods_without_a_sample_have_no_draws():

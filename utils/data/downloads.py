@@ -66,7 +66,8 @@ DOWNLOADS: dict[str, Download] = {
     "dtd": Download("DTD", BY_SPLIT, *IMAGENET),
 }
 # fmt: on
-WHERE = {
+LONGEST = 120  # characters of an error's reason
+ARCHIVES = {
     "cifar10": "cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html",
     "cifar100": "cifar-100-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html",
 }
@@ -93,15 +94,21 @@ def load_download(
     Raises UserError if it is not there and cannot be downloaded.
     """
     entry = DOWNLOADS[name]
+    if data_dir.is_file():
+        raise UserError(f"--dataset {name}: --data_dir {data_dir} is a file: give a folder")
     try:
         raws = [_open(entry, data_dir, split) for split in entry.splits]
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        files = WHERE.get(name, f"what torchvision.datasets.{entry.source} downloads")
+        if len(reason) > LONGEST:
+            reason = f"… {reason[-LONGEST:]}"  # the cause comes last
+        remedy = f"have torchvision.datasets.{entry.source} download it where there is a network"
+        if name in ARCHIVES:
+            remedy = f"put {ARCHIVES[name]} into {data_dir}"
         raise UserError(
             f"--dataset {name}: it is not in --data_dir {data_dir} and could not be downloaded "
-            f"({reason[:120]}); put {files} into {data_dir}, or run without a download: --dataset "
-            "digits, or --dataset folder with images of your own"
+            f"({reason}); {remedy}, or run without a download: --dataset digits, or --dataset "
+            "folder with images of your own"
         ) from error
     if resizes:
         size = common_size((raw[i][0].size for raw in raws for i in range(len(raw))), size)

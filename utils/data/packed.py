@@ -52,11 +52,11 @@ def load_packed(path: Path, size: int, resizes: bool) -> tuple[Splits, list[str]
     try:
         state = load_tensors(path)
         splits = [tuple(state[split]) for split in SPLITS]
-        _check(splits)
+        _check(splits, state.get("classes"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"--data_dir {path}: this is no packed data set, such as the file DIR-32px.pt that is "
-            "made beside DIR when that is loaded: give it, or DIR with train/<class>/* and "
+            f"--data_dir {path}: this is no packed data set ({error}), such as DIR-32px.pt, which "
+            "is made beside DIR when that is loaded: give that, or DIR with train/<class>/* and "
             "test/<class>/*"
         ) from error
     height, width = splits[0][0].shape[1:3]
@@ -69,8 +69,9 @@ def load_packed(path: Path, size: int, resizes: bool) -> tuple[Splits, list[str]
     return splits, state.get("classes") or [str(number) for number in numbers]
 
 
-def _check(splits: Splits) -> None:
-    """Raise ValueError unless these are images with labels, and no test label is new."""
+def _check(splits: Splits, classes: object) -> None:
+    """Raise ValueError unless these are images with labels, no test label is new, and each has a
+    name where there are names."""
     (train, known), (test, labels) = splits
     for images, of in splits:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
@@ -79,3 +80,6 @@ def _check(splits: Splits) -> None:
             raise ValueError("these are not labels of the images")
     if train.shape[1:] != test.shape[1:] or labels.max() > known.max():
         raise ValueError("train and test do not fit together")
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if classes is not None and not (named and len(classes) > known.max()):
+        raise ValueError("these are not the classes of the labels")

@@ -41,7 +41,8 @@ def summarise(
             best: the highest accuracy, at best_epoch.
             parameters: how many numbers describe the run.
             seconds: all the time that the method took.
-            draws: of a method with several draws of its sample, last and mean_last_10 of each.
+            draws: of a method with several draws of its sample, last and mean_last_10 of each, in a
+                list for each run.
             last_minus_sgd, mean_last_10_minus_sgd: how far last and mean_last_10 are above SGD's,
                 if that is in the summary.
     """
@@ -60,7 +61,7 @@ def summarise(
         draws = stored_draws(method, metrics, settings.epochs)
         if len(draws) > 1:
             each = [settled(metrics.of(draw.name)) for draw in draws]
-            figures[method.name]["draws"] = {key: [one[key] for one in each] for key in COMPARED}
+            figures[method.name]["draws"] = {key: [[one[key] for one in each]] for key in COMPARED}
     compare_with_the_run(figures)
     return {"settings": asdict(settings), "n_weights": n_weights, "methods": figures}
 
@@ -76,8 +77,8 @@ def over_seeds(seeds: Sequence[int], summaries: Sequence[dict]) -> dict:
 
     Each accuracy comes with its sample standard deviation, in `…_std` (None for one seed), and
     with its values in the seeds' order, in `…_values`. Each difference to SGD, paired by seed, has
-    its 95 % confidence interval in `…_interval`, which one seed has not. The draws of the sample
-    are those of all seeds.
+    its 95 % confidence interval in `…_interval`, which one seed has not. Of the draws of the
+    sample, every seed has as many.
     """
     first = summaries[0]
     figures = {}
@@ -85,7 +86,10 @@ def over_seeds(seeds: Sequence[int], summaries: Sequence[dict]) -> dict:
         runs = [summary["methods"][name] for summary in summaries]
         own = {"label": of_first["label"]}
         if all("draws" in run for run in runs):
-            own["draws"] = {key: [x for run in runs for x in run["draws"][key]] for key in COMPARED}
+            fewest = min(len(run["draws"][COMPARED[0]][0]) for run in runs)
+            own["draws"] = {
+                key: [run["draws"][key][0][:fewest] for run in runs] for key in COMPARED
+            }
         not_averaged = ("label", "best_epoch", "draws", *DIFFERENCES)
         for key in [key for key in of_first if key not in not_averaged]:
             values = [run[key] for run in runs]
@@ -162,14 +166,17 @@ def _differences(summary: dict, mean: str) -> list[str]:
 
 
 def _draws(summary: dict, mean: str) -> list[str]:
-    """Return the table of the methods with several draws of their sample, if there are any."""
+    """Return the table of the methods with several draws of their sample, if there are any: the
+    mean ± the standard deviation between draws of the same run (the lowest … the highest)."""
     rows = []
     for own in summary["methods"].values():
         if "draws" in own:
-            cells = (
-                f"{percent(fmean(values), stdev(values))} % ({percent(min(values))} … "
-                f"{percent(max(values))})"
-                for values in map(own["draws"].get, COMPARED)
-            )
-            rows.append((f"{own['label']}, {len(own['draws'][COMPARED[0]])}", *cells))
+            cells = []
+            for runs in map(own["draws"].get, COMPARED):
+                every = [value for draws in runs for value in draws]
+                between = fmean(stdev(draws) ** 2 for draws in runs) ** 0.5
+                span = f"{percent(min(every))} … {percent(max(every))}"
+                cells.append(f"{percent(fmean(every), between)} % ({span})")
+            of_seeds = f" of {len(runs)} seeds each" if len(runs) > 1 else ""
+            rows.append((f"{own['label']}, {len(runs[0])}{of_seeds}", *cells))
     return [format_table(("over draws of the sample", "last epoch", mean), rows)] if rows else []

@@ -306,6 +306,11 @@ class Run:
         if state:
             with usable(self.folder / CHECKPOINT, AFRESH):
                 self.train_history = [tuple(entry) for entry in state["train_history"]]
+        elif len(self.trajectory) > 1:  # a kill before the first checkpoint leaves one at most
+            raise UserError(
+                f"{self.folder / CHECKPOINT} is not there, {self.trajectory.path} holds "
+                f"{len(self.trajectory)} snapshots: {AFRESH}"
+            )
         if len(self.trajectory) < self.epochs_done:
             raise UserError(
                 f"{self.trajectory.path} holds {len(self.trajectory)} snapshots, "
