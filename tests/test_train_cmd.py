@@ -218,7 +218,7 @@ def test_bad_input(main, results, capsys, flags, words):
         (["--cmd_online", "2"], ["--cmd_online", "'2'"]),
         (["--p_bfgs"], ["--p_bfgs"]),
         (["--model", "resnet"], ["--model", "resnet", "lenet"]),
-        (["--dataset", "mnist"], ["--dataset", "mnist", "digits"]),
+        (["--dataset", "imagenet"], ["--dataset", "imagenet", "digits"]),
         (["--epochs", "0"], ["--epochs", "0"]),
         (["--epochs", "many"], ["--epochs", "many"]),
         (["--batch_size", "0"], ["--batch_size"]),
