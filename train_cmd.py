@@ -213,13 +213,15 @@ def describe(done: Progress, epochs: int) -> str:
     if done.trained is not None:
         loss, accuracy, seconds = done.trained
         words.append(f"train: loss {loss:.4f}, {100 * accuracy:.2f} %, {seconds:.1f} s")
-    labels = {method.name: method.label for method in METHODS}  # without further draws
-    if any(row.method in labels for row in done.rows):
-        tested = (
-            f"{labels[row.method]} {100 * row.test_acc:.2f} %"
-            for row in done.rows
-            if row.method in labels
-        )
+    labels = {method.name: method.label for method in METHODS}
+    tested = [
+        f"{labels[row.method]} {100 * row.test_acc:.2f} %"
+        for row in done.rows
+        if row.method in labels
+    ]
+    if len(tested) < len(done.rows):
+        tested.append(f"further draws: {len(done.rows) - len(tested)}")
+    if tested:
         words.append("test: " + ", ".join(tested))
     return " | ".join(words)
 
