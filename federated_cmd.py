@@ -1,8 +1,10 @@
-"""Train by many clients with fewer weights on the wire: FedAvg, CMD, APF and A-APF side by side.
+"""Train by many clients with fewer bytes on the wire: FedAvg, CMD, APF, top-k side by side.
 
     python federated_cmd.py --model lenet                              # 10 clients, 100 rounds
     python federated_cmd.py --model lenet --partition dirichlet --alpha 0.5
     python federated_cmd.py --model lenet --dataset digits --rounds 20 --clients 5   # no download
+    python federated_cmd.py --model lenet --methods fedavg cmd --transport fp32 bf16
+    python federated_cmd.py --model lenet --seeds 0 1 2              # mean ± standard deviation
     python federated_cmd.py --model lenet --methods fedavg cmd --runner ray          # on Ray
 
 "Enhancing Neural Training via a Correlated Dynamics Model", ICLR 2024: a weight whose a, b have
@@ -20,6 +22,7 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from functools import partial
 
@@ -30,13 +33,22 @@ from utils.system.command import run_command
 try:
     from utils.federated import flags as own_flags
     from utils.federated.client import app as client_app
+    from utils.federated.contenders import CONTENDERS, Contender
     from utils.federated.flower import Context, Grid, ServerApp, silence
-    from utils.federated.methods import METHODS
-    from utils.federated.prepare import prepare
-    from utils.federated.report import plot, summarise, table, write_rounds
-    from utils.federated.rounds import Place, Round, checkpoint_of, describe, run_rounds
+    from utils.federated.picture import Histories, plot
+    from utils.federated.prepare import Prepared, folder_of_seeds, prepare_all, selected
+    from utils.federated.report import over_seeds, summarise, write_rounds
+    from utils.federated.rounds import (
+        Place,
+        Round,
+        checkpoint_of,
+        describe,
+        run_rounds,
+        stored_history,
+    )
     from utils.federated.runners import RUNNERS, leave
     from utils.federated.settings import FederatedSettings
+    from utils.federated.tables import tables
 except ImportError as missing:
     if not str(missing.name).startswith("flwr"):
         raise
@@ -62,14 +74,14 @@ def main(argv: list[str] | None = None) -> int:
     args.command = shlex.join(["python", parser.prog, *(sys.argv[1:] if argv is None else argv)])
 
     def work() -> None:
-        settings, place = prepare(args)  # errors come before anything starts
+        prepared = prepare_all(args)  # errors come before anything starts
         failures: list[BaseException] = []
         server = ServerApp()
 
         @server.main()
         def rounds(grid: Grid, context: Context) -> None:
             try:
-                compare(args, settings, place, grid)
+                compare(args, prepared, grid)
             except BaseException as error:
                 failures.append(error)
 
@@ -91,51 +103,90 @@ def serve(grid: Grid, context: Context) -> None:
     words = str(context.run_config["arguments"])
     args = build_parser().parse_args(shlex.split(words))
     args.command = f"flwr run . --run-config {shlex.quote(f'arguments={json.dumps(words)}')}"
-    settings, place = prepare(args)
-    compare(args, settings, place, grid)
+    compare(args, prepare_all(args), grid)
 
 
-def compare(
-    args: argparse.Namespace, settings: FederatedSettings, place: Place, grid: Grid
-) -> None:
-    """Play every method's rounds, one after the other; print one table and draw one plot."""
+def compare(args: argparse.Namespace, prepared: Sequence[Prepared], grid: Grid) -> None:
+    """Play the rounds of each run; print the tables and draw the plot of all."""
+    runs, summaries = [], []
+    for number, (settings, place) in enumerate(prepared, start=1):
+        which = f"seed {settings.seed} ({number} of {len(prepared)}), " if args.seeds else ""
+        runs.append(compare_on_run(args, settings, place, grid, which))
+        summaries.append(summarise(settings, runs[-1], place.n_weights))
+    folder = place.store.folder
+    if args.seeds is not None:
+        folder = folder_of_seeds(args)
+        write_json(over_seeds(args.seeds, summaries), folder / SUMMARY)
+        plot(settings, runs, folder / PLOT)
+    print(f"\n{tables(summaries)}\n\nplot: {folder / PLOT}", flush=True)
+
+
+def compare_on_run(
+    args: argparse.Namespace, settings: FederatedSettings, place: Place, grid: Grid, which: str
+) -> Histories:
+    """Play every contender's rounds, one after the other, and report them in the run's folder.
+
+    Returns the rounds of all who have finished there, now or earlier.
+    """
     folder = place.store.folder
     folder.mkdir(parents=True, exist_ok=True)
     lock, curves = FolderLock(folder), None
     try:
-        remove_drafts(folder, (CONFIG, *map(checkpoint_of, METHODS), SUMMARY, ROUNDS, PLOT))
+        checkpoints = [checkpoint_of(contender.name) for contender in CONTENDERS]
+        remove_drafts(folder, (CONFIG, *checkpoints, SUMMARY, ROUNDS, PLOT))
         if args.overwrite:
-            for method in METHODS:
-                (folder / checkpoint_of(method)).unlink(missing_ok=True)
+            for checkpoint in checkpoints:
+                (folder / checkpoint).unlink(missing_ok=True)
             clear_curves(folder)
+        histories = finished_before(settings, place, selected(args))
         place.store.write_config({"settings": asdict(settings), "command": args.command})
         print(
             f"{settings.model} on {settings.dataset}: {place.n_weights:,} weights, "
             f"{settings.clients} clients, {settings.partition}, {settings.rounds} rounds, "
-            f"{place.device}, in {folder}",
+            f"{which}{place.device}, in {folder}",
             flush=True,
         )
         curves = Curves(folder, "round") if args.tensorboard else None
-        histories: dict[str, list[Round]] = {}
 
-        def tell(method: str, history: list[Round]) -> None:
-            print(describe(method, history[-1], settings.rounds), flush=True)
+        def tell(contender: Contender, history: list[Round]) -> None:
+            print(describe(contender, history[-1], settings.rounds), flush=True)
             if curves is not None:
-                curves.add(METHODS[method].label, history)
+                curves.add(contender.label, history)
 
-        for method in args.methods:
-            histories[method] = run_rounds(grid, settings, method, place, partial(tell, method))
+        for contender in selected(args):
+            name = contender.name
+            history = run_rounds(grid, settings, name, place, partial(tell, contender))
             if curves is not None:
-                curves.add(METHODS[method].label, histories[method])
-            summary = summarise(settings, histories, place.n_weights)
-            write_json(summary, folder / SUMMARY)
+                curves.add(contender.label, history)
+            histories[name] = history
+            histories = {each.name: histories[each.name] for each in CONTENDERS
+                         if each.name in histories}  # fmt: skip
+            write_json(summarise(settings, histories, place.n_weights), folder / SUMMARY)
             write_rounds(histories, folder / ROUNDS)
-            plot(settings, histories, folder / PLOT)
-        print(f"\n{table(summary)}\n\nplot: {folder / PLOT}", flush=True)
+            plot(settings, [histories], folder / PLOT)
+        return histories
     finally:
         if curves is not None:
             curves.close()
         lock.release()
+
+
+def finished_before(
+    settings: FederatedSettings, place: Place, without: Collection[Contender]
+) -> dict[str, list[Round]]:
+    """Read the rounds of contenders of earlier commands that have finished in a run's folder.
+
+    Raises:
+        UserError: a checkpoint is damaged.
+    """
+    histories = {}
+    for contender in CONTENDERS:
+        stored = (place.store.folder / checkpoint_of(contender.name)).exists()
+        if stored and contender not in without:
+            history = stored_history(place.store, contender.name)
+            if len(history) == settings.rounds:
+                histories[contender.name] = history
+    return histories
 
 
 def build_parser() -> argparse.ArgumentParser:

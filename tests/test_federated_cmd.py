@@ -196,7 +196,7 @@ def test_frozen_and_embedded_weights_are_restrained_in_every_step(method):
     torch.manual_seed(0)
     model = settings.build(10).to(memory_format=torch.channels_last)
     theta = read_vector(model).numpy()
-    client = METHODS[method].client(settings, len(theta))
+    client = METHODS[method].client(settings, len(theta), None)
     client.theta, client.live = theta.copy(), np.random.default_rng(0).random(len(theta)) < 0.5
     expected, untouched = client.theta[~client.live], client.live.copy()
     if method == "cmd":

@@ -19,7 +19,7 @@ FEW += ["--rounds", "4", "--warmup_cmd", "1", "--embed_window", "1"]
 def stubbed(monkeypatch):
     """Nothing is trained, and no picture drawn; Ray is not started."""
     monkeypatch.setattr(federated_cmd, "run_rounds", lambda *_: [])
-    for name in ("summarise", "write_rounds", "plot", "table"):
+    for name in ("summarise", "write_rounds", "plot", "over_seeds", "tables"):
         monkeypatch.setattr(federated_cmd, name, lambda *_: {})
     monkeypatch.setitem(federated_cmd.RUNNERS, "ray", federated_cmd.RUNNERS["inproc"])
     return monkeypatch

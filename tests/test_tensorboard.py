@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import federated_cmd
 import train_cmd
 from tests.conftest import exit_code
+from utils.federated.methods import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 RUN = ["--dataset", "digits", "--model", "lenet", "--limit", "60", "--epochs", "3", "--modes", "2",
@@ -55,7 +56,7 @@ def test_federated_curves_are_the_rounds(tmp_path):
             "--methods", "fedavg", "apf", "--apf_every", "1", "--tensorboard", "True",
             "--results_dir", str(tmp_path)]  # fmt: skip
     folder = tmp_path / "federated/lenet_iid"
-    labels = {name: method.label for name, method in federated_cmd.METHODS.items()}
+    labels = {name: method.label for name, method in METHODS.items()}
     assert federated_cmd.main([*argv, "--rounds", "1"]) == 0
     assert federated_cmd.main([*argv, "--rounds", "2", "--overwrite"]) == 0
     assert federated_cmd.main([*argv, "--rounds", "2"]) == 0

@@ -1,7 +1,7 @@
 """The flags of the commands: those of the settings, made from their declarations, and the rest."""
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from utils.base_utils import MODELS
@@ -73,10 +73,10 @@ def add_data_dir_flag(container) -> None:
     _add(container, ("--data_dir",), option)
 
 
-def add_seed_flags(container) -> None:
-    """--seed or --seeds."""
+def add_seed_flags(container, options: Mapping[str, Option] = OPTIONS) -> None:
+    """--seed, which is among the options, or --seeds."""
     either = container.add_mutually_exclusive_group()
-    add_setting(either, "seed")
+    _add(either, ("--seed",), options["seed"])
     add_seeds_flag(either)
 
 

@@ -9,11 +9,12 @@ import torch
 from utils.base_utils import get_model
 from utils.cmd.vector import layer_sizes, read_vector, write_vector
 from utils.data.datasets import Dataset
+from utils.federated.contenders import Contender
 from utils.federated.exchange import OutOfStepError, Package
 from utils.federated.flower import ClientApp, Context, Message, MetricRecord
+from utils.federated.leftovers import leave_over, run_of, take_up
 from utils.federated.lent import lent_model
 from utils.federated.messages import content_of, order_of, package_of, recall, remember
-from utils.federated.methods import METHODS
 from utils.federated.partition import partition
 from utils.federated.settings import FederatedSettings
 from utils.system.devices import choose_device
@@ -46,16 +47,18 @@ def train(message: Message, context: Context) -> Message:
     if fingerprint != settings.data:
         raise UserError(f"the images in {data_dir} are not those of the server")
     with lent_model(settings, len(dataset.classes), device) as model:
-        client = METHODS[method].client(settings, sum(layer_sizes(model)))
-        memory = recall(context.state, method)
+        part = _part(context)
+        client = Contender.named(method).client(settings, layer_sizes(model), part)
+        memory, run = recall(context.state, method), run_of(settings, method)
         if memory is not None:
             client.load_state_dict(memory)
         try:
             client.receive(package_of(message.content))
         except OutOfStepError:
             return Message(content_of(Package(), behind=1), reply_to=message)
+        if client.sender is not None and client.version > 0:
+            take_up(context.state, run, client.sender)
 
-        part = _part(context)
         images = images_by_part(settings, dataset)[part]
         split = dataset.train.take(torch.from_numpy(images).to(device))
         write_vector(torch.from_numpy(client.theta), model)
@@ -74,8 +77,10 @@ def train(message: Message, context: Context) -> Message:
             loss, accuracy = train_epoch(model, batches, optimizer, None, compute, after)
         trained = read_vector(model).cpu().numpy()
 
-    remember(context.state, method, client.state_dict())
     content = content_of(client.up(trained), part=part)
+    remember(context.state, method, client.state_dict())
+    if client.sender is not None:
+        leave_over(context.state, run, client.sender)
     metrics = {"num-examples": len(split), "train_loss": loss, "train_acc": accuracy}
     content["metrics"] = MetricRecord(metrics)
     return Message(content, reply_to=message)

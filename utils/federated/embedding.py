@@ -20,6 +20,7 @@ from utils.cmd.vector import write_vector
 from utils.federated.coefficients import Coefficients
 from utils.federated.exchange import ClientSide, Package, Restraint, ServerSide, Vector
 from utils.federated.projection import Projection
+from utils.federated.transport import Arrays, Sender
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class EmbeddingSettings:
         most: percentage of all weights that are ever embedded; the others stay live, for training
             to go on with.
         seed: of the sample.
+        memory: H, of the rounds whose weights a, b are fitted to; None for all alike.
     """
 
     modes: int = 10
@@ -44,30 +46,40 @@ class EmbeddingSettings:
     percentage: float = 10.0
     most: float = 55.0
     seed: int = 0
+    memory: float | None = None
 
 
 class CMDServer(ServerSide):
     """The server of embedded CMD."""
 
-    def __init__(self, theta: Vector, module: nn.Module, settings: EmbeddingSettings) -> None:
+    def __init__(
+        self,
+        theta: Vector,
+        module: nn.Module,
+        settings: EmbeddingSettings,
+        sender: Sender | None = None,
+    ) -> None:
         """Start from θ.
 
         Args:
             theta: float32 [N].
             module: of the layers whose weights θ holds; it is copied.
             settings: those of embedded CMD.
+            sender: codes changes; None to send values.
         """
-        super().__init__(theta)
+        super().__init__(theta, sender)
         self.settings = settings
         self._online = OnlineCMD(
-            module, settings.modes, settings.samples, settings.warmup, settings.seed
-        )
+            module, settings.modes, settings.samples, settings.warmup, settings.seed,
+            memory=settings.memory,
+        )  # fmt: skip
         self._followed = copy.deepcopy(module)  # θ as a module, which is what CMD follows
         self.coefficients = Coefficients.none(len(theta))  # of weights not embedded: at the last L
         self._latest = self.coefficients.embedded  # embedded when this version was made
 
     def _news(self) -> Package:
-        return Package({"values": self.theta[self.live]} | self._told(self._latest))
+        live = self.live | self._latest  # in the last round
+        return Package(self._told_of(self.live, live) | self._told(self._latest))
 
     def _everything(self) -> Package:
         return Package({"values": self.theta[self.live]} | self._told(self.coefficients.embedded))
@@ -139,8 +151,8 @@ class CMDServer(ServerSide):
 class CMDClient(ClientSide):
     """The client of embedded CMD."""
 
-    def __init__(self, n_weights: int) -> None:
-        super().__init__(n_weights)
+    def __init__(self, n_weights: int, sender: Sender | None = None) -> None:
+        super().__init__(n_weights, sender)
         self.coefficients = Coefficients.none(n_weights)
 
     def restraint(self, model: nn.Module) -> Restraint | None:
@@ -148,17 +160,14 @@ class CMDClient(ClientSide):
         return Projection(known, model) if known.embedded.any() else None
 
     def _take_news(self, package: Package) -> None:
-        arrays = package.arrays
-        if "which" in arrays:
-            self._learn(arrays)
-        self.live = ~self.coefficients.embedded
-        theta = self.theta.copy()
-        theta[self.live] = arrays["values"]
-        self.theta = self.coefficients.apply(theta)
+        self._learn(package.arrays)
+        self.theta = self.coefficients.apply(self._after(package.arrays, self.live))
 
-    def _learn(self, arrays: dict[str, np.ndarray]) -> None:
-        """Take in what a server told of newly embedded weights."""
+    def _learn(self, arrays: Arrays) -> None:
+        """Take in what a server told of newly embedded weights, if there are any."""
         known = self.coefficients
+        if "which" not in arrays:
+            return
         which = np.unpackbits(arrays["which"], count=len(known.embedded)).astype(bool)
         new = {}
         for name in ("a", "b", "mode"):
@@ -168,10 +177,15 @@ class CMDClient(ClientSide):
         self.coefficients = Coefficients(
             **new, reference=reference, embedded=known.embedded | which
         )
+        self.live = ~self.coefficients.embedded
 
     def _take_everything(self, package: Package) -> None:
         self.coefficients = Coefficients.none(len(self.theta))
-        self._take_news(package)
+        self.live = ~self.coefficients.embedded
+        self._learn(package.arrays)
+        theta = self.theta.copy()
+        theta[self.live] = package.arrays["values"]
+        self.theta = self.coefficients.apply(theta)
 
     def state_dict(self) -> dict:
         return super().state_dict() | self.coefficients.state_dict()

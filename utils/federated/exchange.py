@@ -4,6 +4,9 @@ The server holds the synchronised weights θ and their version, the number of ag
 them. In a round it makes each client a package that brings it to θ, bit for bit; the client trains,
 and answers with its live weights, whose weighted mean is the server's next θ. Server and client
 know the same of which weights are live, without being told.
+
+Where a sender codes what is said, both sides say by how much live weights change, and add what is
+read from the message to the θ that both have.
 """
 
 from abc import ABC, abstractmethod
@@ -13,8 +16,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import nn
 
-Vector = np.ndarray  # float32 [N] unless said otherwise
+from utils.federated.transport import Arrays, Sender, Vector, expected
+
 Restraint = Callable[[nn.Module], None]
+CHANGES = "changes."  # of the names of a coded message's arrays in a server's state
 
 
 class OutOfStepError(Exception):
@@ -41,10 +46,12 @@ class ServerSide(ABC):
         theta: float32 [N], the synchronised weights.
         version: how many aggregations made them.
         live: bool [N], the weights that clients send in this round.
+        sender: codes its changes; None where values are sent, as they are.
     """
 
-    def __init__(self, theta: Vector) -> None:
-        self.theta = np.array(theta, dtype=np.float32)
+    def __init__(self, theta: Vector, sender: Sender | None = None) -> None:
+        self.theta, self.sender = np.array(theta, dtype=np.float32), sender
+        self._changes: Arrays = {}  # coded: what made this version of the one before
         self.version = 0
         self.live = np.ones(len(theta), dtype=bool)
 
@@ -72,11 +79,11 @@ class ServerSide(ABC):
         if package.numbers.get("version") != self.version:
             raise ValueError(f"an answer to version {package.numbers.get('version')}, not to "
                              f"{self.version}")  # fmt: skip
-        values, expected = package.arrays.get("values"), (int(self.live.sum()),)
-        if values is None or values.shape != expected or values.dtype != np.float32:
-            found = None if values is None else f"{values.dtype} {list(values.shape)}"
-            raise ValueError(f"weights float32 {list(expected)} were expected, not {found}")
-        if not np.isfinite(values).all():
+        if self.sender is not None:
+            self.sender.read(package.arrays, self.live)
+        elif not np.isfinite(
+            expected(package.arrays, "values", np.float32, int(self.live.sum()))
+        ).all():
             raise ValueError("weights that are not finite")
 
     def aggregate(self, packages: Sequence[Package], counts: Sequence[int]) -> None:
@@ -86,9 +93,29 @@ class ServerSide(ABC):
             packages: the clients' answers.
             counts: how many images each client trained on.
         """
-        self.theta[self.live] = weighted_mean([p.arrays["values"] for p in packages], counts)
+        if self.sender is None:
+            self.theta[self.live] = weighted_mean([p.arrays["values"] for p in packages], counts)
+        else:
+            changes = [self.sender.read(package.arrays, self.live) for package in packages]
+            mean = weighted_mean(changes, counts)
+            self._changes, sent = self.sender.send(mean, self.live, self.version)
+            self.theta[self.live] += sent
         self.version += 1
         self._aggregated()
+
+    def _told_of(self, which: np.ndarray, live: np.ndarray) -> Arrays:
+        """Tell a client that knows the version before of some weights, bool [N].
+
+        Args:
+            which: the weights.
+            live: those that were live in the last round.
+        """
+        if self.sender is None:
+            return {"values": self.theta[which]}
+        kept = which[live]
+        if kept.all():
+            return dict(self._changes)
+        return self._changes | {"values": self._changes["values"][kept]}
 
     @abstractmethod
     def _news(self) -> Package:
@@ -103,10 +130,18 @@ class ServerSide(ABC):
 
     def state_dict(self) -> dict:
         """Give all that `load_state_dict` needs to go on: arrays and numbers."""
-        return {"theta": self.theta, "version": self.version, "live": self.live}
+        state = {"theta": self.theta, "version": self.version, "live": self.live}
+        if self.sender is None:
+            return state
+        changes = {CHANGES + name: value for name, value in self._changes.items()}
+        return state | {"residual": self.sender.residual} | changes
 
     def load_state_dict(self, state: dict) -> None:
         self.theta, self.version, self.live = state["theta"], state["version"], state["live"]
+        if self.sender is not None:
+            self.sender.residual = state["residual"]
+            names = [name for name in state if name.startswith(CHANGES)]
+            self._changes = {name.removeprefix(CHANGES): state[name] for name in names}
 
 
 class ClientSide(ABC):
@@ -116,10 +151,11 @@ class ClientSide(ABC):
         theta: float32 [N], what the server's θ was at the client's version.
         version: the version that the client knows; None for none.
         live: bool [N], the weights that the client sends.
+        sender: codes its changes, and keeps what it has still to say; None where values are sent.
     """
 
-    def __init__(self, n_weights: int) -> None:
-        self.theta = np.zeros(n_weights, dtype=np.float32)
+    def __init__(self, n_weights: int, sender: Sender | None = None) -> None:
+        self.theta, self.sender = np.zeros(n_weights, dtype=np.float32), sender
         self.version: int | None = None
         self.live = np.ones(n_weights, dtype=bool)
 
@@ -151,9 +187,27 @@ class ClientSide(ABC):
         return None
 
     def up(self, theta: Vector) -> Package:
-        """Make the answer from the trained weights."""
+        """Make the answer from the trained weights.
+
+        Raises:
+            ValueError: they cannot be coded, as they are not finite.
+        """
         values = np.ascontiguousarray(theta[self.live], dtype=np.float32)
-        return Package({"values": values}, {"version": self.version})
+        arrays = {"values": values}
+        if self.sender is not None:
+            with np.errstate(over="ignore", invalid="ignore"):  # which is said by what follows
+                change = values - self.theta[self.live]
+            arrays, _ = self.sender.send(change, self.live, self.version)
+        return Package(arrays, {"version": self.version})
+
+    def _after(self, news: Arrays, which: np.ndarray) -> Vector:
+        """Compute θ, after news of the weights in `which`, bool [N]."""
+        theta = self.theta.copy()
+        if self.sender is None:
+            theta[which] = news["values"]
+        else:
+            theta[which] += self.sender.read(news, which)
+        return theta
 
     @abstractmethod
     def _take_news(self, package: Package) -> None: ...
@@ -162,7 +216,7 @@ class ClientSide(ABC):
     def _take_everything(self, package: Package) -> None: ...
 
     def state_dict(self) -> dict:
-        """Give all that `load_state_dict` needs to go on: arrays and numbers."""
+        """Give all that it knows, for `load_state_dict`: arrays and numbers."""
         version = -1 if self.version is None else self.version
         return {"theta": self.theta, "version": version, "live": self.live}
 

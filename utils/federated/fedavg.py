@@ -1,4 +1,4 @@
-"""FedAvg, in which all weights go down and up in every round.
+"""FedAvg, in which all weights go down and up in every round, or, coded, all changes.
 
 "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017.
 """
@@ -10,7 +10,7 @@ class FedAvgServer(ServerSide):
     """The server of FedAvg."""
 
     def _news(self) -> Package:
-        return self._everything()
+        return Package(self._told_of(self.live, self.live))
 
     def _everything(self) -> Package:
         return Package({"values": self.theta.copy()})
@@ -20,7 +20,7 @@ class FedAvgClient(ClientSide):
     """The client of FedAvg."""
 
     def _take_news(self, package: Package) -> None:
-        self._take_everything(package)
+        self.theta = self._after(package.arrays, self.live)
 
     def _take_everything(self, package: Package) -> None:
         self.theta = package.arrays["values"].copy()

@@ -6,7 +6,11 @@ from utils import flags
 from utils.federated.methods import METHODS
 from utils.federated.runners import RUNNERS
 from utils.federated.settings import FederatedSettings
+from utils.federated.transport import FP32, TRANSPORTS
 from utils.system.arguments import positive
+from utils.system.options import options_of
+
+WHERE = "DIR/federated/MODEL_PARTITION, with --seeds to DIR/federated/MODEL_PARTITION_seeds"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +24,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help=f"(default: {' '.join(METHODS)})",
     )
-    flags.add_settings(parser, FederatedSettings)
+    federation.add_argument(
+        "--transport",
+        nargs="+",
+        choices=TRANSPORTS,
+        default=[FP32],
+        metavar="TRANSPORT",
+        help="how messages write weights, each of "
+        f"{', '.join(TRANSPORTS)}; with several, each method at each (default: {FP32})",
+    )
+    flags.add_settings(parser, FederatedSettings, without=("seed",))
+    training = flags.group(parser, "model and training")
+    flags.add_seed_flags(training, options_of(FederatedSettings))
     federation.add_argument(
         "--runner",
         choices=RUNNERS,
@@ -34,6 +49,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long a client may take (default: %(default)s)",
     )
-    flags.add_device_flag(flags.group(parser, "model and training"))
+    flags.add_device_flag(training)
     flags.add_data_dir_flag(flags.group(parser, "data"))
-    flags.add_result_flags(parser, "DIR/federated/MODEL_PARTITION")
+    flags.add_result_flags(parser, WHERE)

@@ -12,6 +12,7 @@ from torch import nn
 
 from utils.federated.exchange import ClientSide, Package, Restraint, ServerSide, Vector
 from utils.federated.places import Places
+from utils.federated.transport import Sender
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,15 @@ class Freezing:
 class FreezingServer(ServerSide):
     """The server of APF and A-APF."""
 
-    def __init__(self, theta: Vector, settings: FreezingSettings) -> None:
-        super().__init__(theta)
+    def __init__(
+        self, theta: Vector, settings: FreezingSettings, sender: Sender | None = None
+    ) -> None:
+        super().__init__(theta, sender)
         self.freezing = Freezing(self.theta, settings)
         self._sent = self.live.copy()  # live in the last round: what has changed since
 
     def _news(self) -> Package:
-        return Package({"values": self.theta[self._sent]})
+        return Package(self._told_of(self._sent, self._sent))
 
     def _everything(self) -> Package:
         """Send θ, and what was known at its last check, to go on deciding with the others."""
@@ -153,8 +156,10 @@ class FreezingServer(ServerSide):
 class FreezingClient(ClientSide):
     """The client of APF and A-APF."""
 
-    def __init__(self, n_weights: int, settings: FreezingSettings) -> None:
-        super().__init__(n_weights)
+    def __init__(
+        self, n_weights: int, settings: FreezingSettings, sender: Sender | None = None
+    ) -> None:
+        super().__init__(n_weights, sender)
         self.freezing = Freezing(self.theta, settings)
 
     def restraint(self, model: nn.Module) -> Restraint | None:
@@ -167,8 +172,7 @@ class FreezingClient(ClientSide):
         return lambda _: places.write(values)  # frozen weights are rolled back
 
     def _take_news(self, package: Package) -> None:
-        self.theta = self.theta.copy()
-        self.theta[self.live] = package.arrays["values"]
+        self.theta = self._after(package.arrays, self.live)
         version = package.numbers["version"]
         if self.freezing.due(version):
             self.freezing.check(self.theta, version)

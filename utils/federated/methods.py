@@ -1,7 +1,7 @@
 """The methods that are compared. To add one, write its two sides and name it in METHODS."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from torch import nn
 
@@ -10,7 +10,9 @@ from utils.federated.exchange import ClientSide, ServerSide, Vector
 from utils.federated.fedavg import FedAvgClient, FedAvgServer
 from utils.federated.freezing import FreezingClient, FreezingServer, FreezingSettings
 from utils.federated.partition import IID
-from utils.federated.settings import CMDRounds, FederatedSettings, FreezingRounds
+from utils.federated.settings import CMDRounds, FederatedSettings, FreezingRounds, TopKRounds
+from utils.federated.topk import TopK
+from utils.federated.transport import CODINGS, FP32, Coding, Sender
 from utils.system.errors import UserError
 from utils.system.options import options_of
 from utils.training.settings import DataSettings
@@ -18,6 +20,11 @@ from utils.training.settings import DataSettings
 
 def _any_settings(settings: FederatedSettings) -> None:
     """Accept all settings."""
+
+
+def _changes_unless_fp32(settings: FederatedSettings, transport: str) -> Coding | None:
+    """Code changes, but send values where they are sent in full."""
+    return None if transport == FP32 else CODINGS[transport]
 
 
 @dataclass(frozen=True)
@@ -28,9 +35,10 @@ class FederatedMethod:
         label: its name in tables and plots.
         color: its color in plots.
         checkpoint_bytes: the most bytes that its checkpoint takes for each weight.
-        server: makes its server from the settings, θ, and a module of the layers whose weights θ
-            holds.
-        client: makes a client of it from the settings and the number of weights.
+        server: makes its server from the settings, θ, a module of the layers whose weights θ
+            holds, and what codes its changes, if anything does.
+        client: makes a client of it from the settings, the number of weights, and the same.
+        coding: how it writes changes at a transport; None where values are sent.
         own_settings: names of the settings that matter to it alone, or to it and its like.
         check: raises UserError where it cannot run with the settings.
     """
@@ -38,8 +46,9 @@ class FederatedMethod:
     label: str
     color: str
     checkpoint_bytes: int
-    server: Callable[[FederatedSettings, Vector, nn.Module], ServerSide]
-    client: Callable[[FederatedSettings, int], ClientSide]
+    server: Callable[[FederatedSettings, Vector, nn.Module, Sender | None], ServerSide]
+    client: Callable[[FederatedSettings, int, Sender | None], ClientSide]
+    coding: Callable[[FederatedSettings, str], Coding | None] = _changes_unless_fp32
     own_settings: tuple[str, ...] = ()
     check: Callable[[FederatedSettings], None] = _any_settings
 
@@ -49,7 +58,9 @@ def _declared_by(block: type[DataSettings]) -> tuple[str, ...]:
     return tuple(name for name in options_of(block) if name not in options_of(DataSettings))
 
 
-def _cmd_server(settings: FederatedSettings, theta: Vector, module: nn.Module) -> CMDServer:
+def _cmd_server(
+    settings: FederatedSettings, theta: Vector, module: nn.Module, sender: Sender | None
+) -> CMDServer:
     embedding = EmbeddingSettings(
         modes=settings.modes,
         samples=settings.samples,
@@ -58,8 +69,9 @@ def _cmd_server(settings: FederatedSettings, theta: Vector, module: nn.Module) -
         percentage=settings.embed_perc,
         most=settings.embed_max,
         seed=settings.seed,
+        memory=settings.memory,
     )
-    return CMDServer(theta, module, embedding)
+    return CMDServer(theta, module, embedding, sender)
 
 
 def _check_cmd(settings: FederatedSettings) -> None:
@@ -89,31 +101,43 @@ def _freezing_method(label: str, color: str, random: bool) -> FederatedMethod:
         label=label,
         color=color,
         checkpoint_bytes=29,
-        server=lambda settings, theta, module: FreezingServer(theta, freezing(settings)),
-        client=lambda settings, n_weights: FreezingClient(n_weights, freezing(settings)),
+        server=lambda settings, theta, module, sender: FreezingServer(
+            theta, freezing(settings), sender
+        ),
+        client=lambda settings, n_weights, sender: FreezingClient(
+            n_weights, freezing(settings), sender
+        ),
         own_settings=_declared_by(FreezingRounds),
     )
 
 
+FEDAVG = FederatedMethod(
+    label="FedAvg",
+    color="#666666",
+    checkpoint_bytes=6,
+    server=lambda settings, theta, module, sender: FedAvgServer(theta, sender),
+    client=lambda settings, n_weights, sender: FedAvgClient(n_weights, sender),
+)
 METHODS = {
-    "fedavg": FederatedMethod(
-        label="FedAvg",
-        color="#666666",
-        checkpoint_bytes=6,
-        server=lambda settings, theta, module: FedAvgServer(theta),
-        client=lambda settings, n_weights: FedAvgClient(n_weights),
-    ),
+    "fedavg": FEDAVG,
     "cmd": FederatedMethod(
         label="CMD",
         color="#0072B2",
         checkpoint_bytes=40,
         server=_cmd_server,
-        client=lambda settings, n_weights: CMDClient(n_weights),
+        client=lambda settings, n_weights, sender: CMDClient(n_weights, sender),
         own_settings=_declared_by(CMDRounds),
         check=_check_cmd,
     ),
     "apf": _freezing_method("APF", "#D55E00", random=False),
     "a-apf": _freezing_method("A-APF", "#E69F00", random=True),
+    "topk": replace(
+        FEDAVG,
+        label="top-k",
+        color="#009E73",
+        coding=lambda settings, transport: TopK(settings.topk, CODINGS[transport]),
+        own_settings=_declared_by(TopKRounds),
+    ),
 }
 
 

@@ -1,11 +1,13 @@
-"""The settings and the place of a federated run, from its command line."""
+"""The settings and the places of federated runs, from their command line."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from utils.cmd.vector import layer_sizes
 from utils.federated.client import images_by_part, images_of
+from utils.federated.contenders import CONTENDERS, Contender
 from utils.federated.methods import METHODS, undecided
 from utils.federated.rounds import Place, checkpoint_of
 from utils.federated.settings import FederatedSettings
@@ -14,12 +16,48 @@ from utils.storage.files import require_room
 from utils.storage.store import AFRESH, CONFIG, Store, read_config, usable
 from utils.system.devices import choose_device
 from utils.system.errors import UserError
+from utils.training.folder import seed_folder, seeds_folder
 from utils.training.precision import choose_precision
 from utils.training.settings import differences
 
+Prepared = tuple[FederatedSettings, Place]
 
-def prepare(args: argparse.Namespace) -> tuple[FederatedSettings, Place]:
-    """Make the settings and the place of a run.
+
+def selected(args: argparse.Namespace) -> list[Contender]:
+    """List who is compared by a command, in the order of the flags' values."""
+    return [Contender(method, way) for method in args.methods for way in args.transport]
+
+
+def folder_of_seeds(args: argparse.Namespace) -> Path:
+    """Name the folder with the runs of several seeds, and what is said of them together."""
+    return seeds_folder(Path(args.results_dir) / "federated", f"{args.model}_{args.partition}")
+
+
+def prepare_all(args: argparse.Namespace) -> list[Prepared]:
+    """Make the settings and the places of a command's runs: one, or one with each seed.
+
+    Raises:
+        UserError: for one of them as `prepare` does, or there is no room for them.
+    """
+    if args.seeds is None:
+        prepared = [prepare(args)]
+    else:
+        _require_once("--seeds", args.seeds)
+        prepared = [prepare(argparse.Namespace(**vars(args) | {"seed": s})) for s in args.seeds]
+    own, needed = [], []
+    for settings, place in prepared:
+        for contender in selected(args):
+            own.append(place.store.folder / checkpoint_of(contender.name))
+            needed.append(contender.checkpoint_bytes(settings) * place.n_weights)
+    already = sum(path.stat().st_size for path in own if path.exists())
+    # each is kept, and one is there twice while it is replaced
+    room = sum(needed) + max(needed) - already
+    require_room(prepared[0][1].store.folder, room, f"{len(own)} checkpoints")
+    return prepared
+
+
+def prepare(args: argparse.Namespace) -> Prepared:
+    """Make the settings and the place of the run with the seed that is given.
 
     Raises:
         UserError: the settings do not fit together, the images are not there, or the folder holds
@@ -34,6 +72,8 @@ def prepare(args: argparse.Namespace) -> tuple[FederatedSettings, Place]:
     )
     images_by_part(settings, dataset)
     folder = Path(args.results_dir) / "federated" / f"{args.model}_{args.partition}"
+    if args.seeds is not None:
+        folder = seed_folder(folder.parent, folder.name, args.seed)
     settings = replace(
         settings, data=fingerprint, precision=choose_precision(args.precision, device)
     )
@@ -43,11 +83,6 @@ def prepare(args: argparse.Namespace) -> tuple[FederatedSettings, Place]:
             f"--modes {settings.modes}, --samples {settings.samples} and the model's "
             f"{n_weights:,} weights must not decrease"
         )
-    own = [folder / checkpoint_of(method) for method in args.methods]
-    already = sum(path.stat().st_size for path in own if path.exists())
-    needed = [METHODS[method].checkpoint_bytes * n_weights for method in args.methods]
-    # each is kept, and one is there twice while it is replaced
-    require_room(folder, sum(needed) + max(needed) - already, f"{len(own)} checkpoints")
     store = Store.new(folder)
     if not args.overwrite and (folder / CONFIG).exists():
         require_same(settings, folder)
@@ -62,7 +97,7 @@ def require_same(settings: FederatedSettings, folder: Path) -> None:
         UserError: they are of others.
     """
     config = read_config(folder)
-    done = [method for method in METHODS if (folder / checkpoint_of(method)).exists()]
+    done = {each.method for each in CONTENDERS if (folder / checkpoint_of(each.name)).exists()}
     with usable(folder / CONFIG, AFRESH):
         found = differences(settings, config["settings"], undecided(settings, done))
     if found:
@@ -81,6 +116,17 @@ def make_settings(args: argparse.Namespace) -> FederatedSettings:
     settings = FederatedSettings.of(vars(args))
     for method in args.methods:
         METHODS[method].check(settings)
-    if len(set(args.methods)) < len(args.methods):
-        raise UserError(f"--methods {' '.join(args.methods)}: give each method once")
+    _require_once("--methods", args.methods)
+    _require_once("--transport", args.transport)
     return settings
+
+
+def _require_once(flag: str, values: Sequence[str | int]) -> None:
+    """Check that a flag's values differ.
+
+    Raises:
+        UserError: two are the same.
+    """
+    if len(set(values)) < len(values):
+        one = flag.removeprefix("--").removesuffix("s")
+        raise UserError(f"{flag} {' '.join(map(str, values))}: give each {one} once")

@@ -1,4 +1,4 @@
-"""A method's rounds on the server, which tests and keeps each, and goes on where it stopped."""
+"""A contender's rounds on the server, which tests and keeps each, and goes on where it stopped."""
 
 import time
 from collections.abc import Callable
@@ -10,8 +10,10 @@ from torch import Tensor
 
 from utils.cmd.vector import read_vector, write_vector
 from utils.federated.client import images_of
+from utils.federated.contenders import Contender
 from utils.federated.flower import ArrayRecord, Grid
-from utils.federated.methods import METHODS, undecided
+from utils.federated.leftovers import of_clients, run_of, to_clients
+from utils.federated.methods import undecided
 from utils.federated.settings import FederatedSettings
 from utils.federated.strategy import ExchangeStrategy
 from utils.storage.store import Store
@@ -69,61 +71,80 @@ class Place:
     n_weights: int
 
 
-def checkpoint_of(method: str) -> str:
-    """Name the file in the store from which a method goes on."""
-    return f"{method}/checkpoint.pt"
+def checkpoint_of(contender: str) -> str:
+    """Name the file in the store from which a contender goes on, by its name."""
+    return f"{contender}/checkpoint.pt"
+
+
+def stored_history(store: Store, contender: str) -> list[Round]:
+    """Read the rounds of a contender that has a checkpoint.
+
+    Raises:
+        UserError: its checkpoint is damaged.
+    """
+    with store.reading(checkpoint_of(contender)) as state:
+        return [Round(**row) for row in state["history"]]
 
 
 def run_rounds(
     grid: Grid,
     settings: FederatedSettings,
-    method: str,
+    name: str,
     place: Place,
     tell: Callable[[list[Round]], None],
 ) -> list[Round]:
-    """Play what is left of a method's rounds; returns all of them.
+    """Play what is left of a contender's rounds; returns all of them.
 
     Args:
         grid: the clients.
         settings: the run's.
-        method: its name, of METHODS.
+        name: the contender's.
         place: where the run is done.
         tell: is called with all rounds so far after each one.
 
     Raises:
-        UserError: the method's checkpoint is damaged.
+        UserError: its checkpoint is damaged.
     """
     dataset, _ = images_of(
         settings.model, settings.dataset, place.data_dir, settings.limit, str(place.device)
     )
     torch.manual_seed(stream_seed(settings.seed, INITIAL_WEIGHTS))
     model = settings.build(len(dataset.classes))
-    server = METHODS[method].server(settings, read_vector(model).numpy(), model)
+    contender, run = Contender.named(name), run_of(settings, name)
+    server = contender.server(settings, read_vector(model).numpy(), model)
     model = model.to(place.device, memory_format=torch.channels_last)
     order = {
-        "settings": settings.text(undecided(settings, [method])),
-        "method": method,
+        "settings": settings.text(undecided(settings, [contender.method])),
+        "method": name,
         "data_dir": place.data_dir,
         "device": str(place.device),
     }
     strategy = ExchangeStrategy(server, order, settings.clients, settings.fraction, settings.seed)
     history: list[Round] = []
-    name = checkpoint_of(method)
-    path = place.store.folder / name
+    checkpoint = checkpoint_of(name)
+    path = place.store.folder / checkpoint
     path.parent.mkdir(exist_ok=True)
+    lost = False
     if path.exists():
-        with place.store.reading(name) as state:
+        with place.store.reading(checkpoint) as state:
             server.load_state_dict(_unpacked(state["server"]))
             history = [Round(**row) for row in state["history"]]
             # not in older checkpoints, after which everything is sent once, and counted
             strategy.go_on(len(history), state.get("have", {}))
+            if server.sender is not None:
+                lost = not to_clients(grid, run, _unpacked(state["left"]))
     if len(history) == settings.rounds:
         return history
     if strategy.sends_more:
         strategy.say(
-            f"note: {METHODS[method].label} goes on after round {len(history)}: clients have lost "
+            f"note: {contender.label} goes on after round {len(history)}: clients have lost "
             "what they knew and are sent everything once; the figures count what they would have "
             "been sent"
+        )
+    if lost:
+        strategy.say(
+            f"note: {contender.label} goes on after round {len(history)}: what clients had still "
+            "to say is lost, and the figures are not those of a run left alone"
         )
     start = time.perf_counter()
 
@@ -148,7 +169,9 @@ def run_rounds(
         start = now
         rows = [asdict(row) for row in history]
         state = {"server": _packed(server.state_dict()), "history": rows, "have": strategy.have}
-        place.store.save(state, name)
+        if server.sender is not None:
+            state["left"] = _packed(of_clients(grid, run))
+        place.store.save(state, checkpoint)
         tell(history)
 
     strategy.start(
@@ -161,18 +184,18 @@ def run_rounds(
     return history
 
 
-def describe(method: str, row: Round, rounds: int) -> str:
+def describe(contender: Contender, row: Round, rounds: int) -> str:
     """What is printed of a round.
 
     Args:
-        method: its method's name.
+        contender: whose round it is.
         row: the round.
         rounds: how many there will be.
     """
     megabytes = (row.down_payload + row.up_payload) / 1e6
     loss = "nobody answered" if row.train_loss is None else f"train loss {row.train_loss:.4f}"
     return (
-        f"{METHODS[method].label}, round {row.round:>{len(str(rounds))}} of {rounds} | {loss}, "
+        f"{contender.label}, round {row.round:>{len(str(rounds))}} of {rounds} | {loss}, "
         f"test {100 * row.test_acc:.2f} % | {megabytes:.2f} MB, {100 * row.live:.0f} % live next, "
         f"{row.seconds:.1f} s"
     )

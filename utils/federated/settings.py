@@ -9,7 +9,7 @@ from torch import nn
 
 from utils.base_utils import MODELS, ModelEntry, get_model
 from utils.federated.partition import PARTITIONS
-from utils.system.arguments import at_least, fraction, positive, up_to
+from utils.system.arguments import at_least, fraction, memory_or_none, positive, up_to
 from utils.system.options import option, same_option
 from utils.training.optimizers import OPTIMIZERS
 from utils.training.precision import FP32, PRECISIONS
@@ -19,6 +19,8 @@ from utils.training.settings import (
     TrainingSettings,
     complete_training,
 )
+
+SERVERS_OWN = ("memory",)  # settings that clients are not told, as runs before these were not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,10 @@ class CMDRounds(DataSettings):
     embed_max: float = option(
         55, "percentage of all weights that are ever embedded", up_to(100), metavar="P"
     )
+    memory: float | None = option(
+        None, "embed by a, b of the last rounds, of which s counts (1 − 1/H)^(t − s) at round t; "
+        "none: of all rounds alike", memory_or_none, metavar="H", told="none", before=None,
+    )  # fmt: skip
 
     @classmethod
     def complete(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -112,10 +118,21 @@ class FreezingRounds(DataSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FederatedSettings(FreezingRounds, CMDRounds, ClientSettings, FederationSettings):
+class TopKRounds(DataSettings):
+    """Top-k of changes."""
+
+    group: ClassVar[str] = "top-k"
+
+    topk: float = option(
+        10, "percentage of the weights whose changes are sent", up_to(100), metavar="P"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederatedSettings(TopKRounds, FreezingRounds, CMDRounds, ClientSettings, FederationSettings):
     """Everything that the numbers of a method depend on.
 
-    A client is not told the settings that are nothing to its method; they are None there.
+    A client is not told the settings that are nothing to it; they are None there.
     """
 
     @property
@@ -133,6 +150,7 @@ class FederatedSettings(FreezingRounds, CMDRounds, ClientSettings, FederationSet
             left_out: names of settings that are nothing to the method: they may change while it
                 goes on, and would change the size of its messages.
         """
+        left_out = {*left_out, *SERVERS_OWN}
         told = {name: value for name, value in asdict(self).items() if name not in left_out}
         return json.dumps(told, sort_keys=True)
 

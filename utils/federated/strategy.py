@@ -23,6 +23,11 @@ from utils.federated.messages import content_of, order_of, package_of
 MEETING = 300.0  # seconds for clients to connect and to say who they are
 
 
+def taking_part(clients: int, fraction: float) -> int:
+    """Count the clients that take part in a round."""
+    return max(1, round(fraction * clients))
+
+
 @dataclass
 class Traffic:
     """What a round sent in one direction.
@@ -128,7 +133,7 @@ class ExchangeStrategy(Strategy):
         """Make a message for each client that takes part."""
         self.meet(grid, MEETING)
         draw = np.random.default_rng([self.seed, self.round])
-        count = max(1, round(self.fraction * self.clients))
+        count = taking_part(self.clients, self.fraction)
         parts = np.sort(draw.permutation(self.clients)[:count]).tolist()
         self.down, self._asked, messages = Traffic(), {}, []
         for part in parts:

@@ -1,0 +1,69 @@
+"""What decides between contenders: accuracy at equal bytes, and bytes to an accuracy."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from utils.federated.rounds import Round
+from utils.federated.settings import FederatedSettings
+from utils.federated.strategy import taking_part
+
+MARKS = (10, 20, 30, 50, 100)  # of FedAvg's bytes, in percent
+BELOW = (0.0, 0.5, 1.0)  # FedAvg's last accuracy, in points
+FEDAVG = "fedavg"  # with which all are compared
+
+
+def sent_so_far(rounds: Sequence[Round]) -> np.ndarray:
+    """Count the payload sent by the end of each round, both ways: int64 [rounds]."""
+    return np.cumsum([each.down_payload + each.up_payload for each in rounds])
+
+
+def whole(
+    settings: FederatedSettings, histories: Mapping[str, Sequence[Round]], n_weights: int
+) -> int:
+    """Count what FedAvg sends in all rounds: what it did, or would if every client answered."""
+    if FEDAVG in histories:
+        return int(sent_so_far(histories[FEDAVG])[-1])
+    clients = taking_part(settings.clients, settings.fraction)
+    return 2 * 4 * n_weights * clients * settings.rounds
+
+
+def within(rounds: Sequence[Round], limit: float) -> float | None:
+    """Find the test accuracy of the last round by whose end no more than `limit` bytes were sent.
+
+    Returns None if the first round took more.
+    """
+    played = int(np.searchsorted(sent_so_far(rounds), limit, side="right"))
+    return rounds[played - 1].test_acc if played else None
+
+
+def bytes_to(rounds: Sequence[Round], accuracy: float) -> int | None:
+    """Count the bytes up to the first round with a test accuracy, or more; None if none has it."""
+    reached = (
+        int(sent)
+        for sent, each in zip(sent_so_far(rounds), rounds, strict=True)
+        if each.test_acc >= accuracy
+    )
+    return next(reached, None)
+
+
+def decisive(
+    settings: FederatedSettings, histories: Mapping[str, Sequence[Round]], n_weights: int
+) -> dict[str, dict]:
+    """Compute the figures of each contender, by name.
+
+    "within" has the accuracies at the MARKS, by them, and "bytes_to" the bytes to FedAvg's last
+    accuracy but for the points in BELOW, by them; it is empty unless FedAvg was run, too.
+    """
+    total = whole(settings, histories, n_weights)
+    targets = {}
+    if FEDAVG in histories:
+        last = histories[FEDAVG][-1].test_acc
+        targets = {f"{points:g}": last - points / 100 for points in BELOW}
+    return {
+        name: {
+            "within": {f"{mark}": within(rounds, total * mark / 100) for mark in MARKS},
+            "bytes_to": {key: bytes_to(rounds, target) for key, target in targets.items()},
+        }
+        for name, rounds in histories.items()
+    }

@@ -1,0 +1,60 @@
+"""What clients have still to say, which is kept with the server's checkpoint where they are here.
+
+A client that codes its changes keeps what its messages left out. Without that, a run that was
+stopped would not end as one left alone.
+"""
+
+from collections.abc import Mapping
+
+from utils.federated.flower import Grid, RecordDict
+from utils.federated.messages import recall, remember
+from utils.federated.runners import InProcessGrid
+from utils.federated.settings import FederatedSettings
+from utils.federated.transport import Sender, Vector
+
+KEY, RESIDUAL = "left.", "residual"
+
+
+def run_of(settings: FederatedSettings, contender: str) -> str:
+    """Name a run, of a contender's name, among those that clients may be asked to take part in."""
+    return f"{settings.seed}.{contender}"
+
+
+def leave_over(records: RecordDict, run: str, sender: Sender) -> None:
+    """Keep, in a client's memory, what its sender has still to say.
+
+    Args:
+        records: the memory, which keeps that of one run.
+        run: names the run.
+        sender: the client's.
+    """
+    for name in [name for name in records if name.startswith(KEY)]:
+        del records[name]
+    remember(records, KEY + run, {RESIDUAL: sender.residual})
+
+
+def take_up(records: RecordDict, run: str, sender: Sender) -> None:
+    """Give a client's sender what it had still to say, if that is kept."""
+    state = recall(records, KEY + run)
+    if state is not None:
+        sender.residual = state[RESIDUAL].copy()
+
+
+def of_clients(grid: Grid, run: str) -> dict[int, Vector]:
+    """Gather what the clients of a run have still to say, by node, where they are in this process.
+
+    Returns nothing where they are elsewhere.
+    """
+    if not isinstance(grid, InProcessGrid):
+        return {}
+    states = {node: recall(context.state, KEY + run) for node, context in grid.contexts.items()}
+    return {node: state[RESIDUAL] for node, state in states.items() if state is not None}
+
+
+def to_clients(grid: Grid, run: str, left: Mapping[int, Vector]) -> bool:
+    """Give the clients of a run what `of_clients` gathered; tells whether they are here."""
+    if not isinstance(grid, InProcessGrid):
+        return False
+    for node, residual in left.items():
+        remember(grid.contexts[node].state, KEY + run, {RESIDUAL: residual})
+    return True

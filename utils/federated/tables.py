@@ -1,0 +1,129 @@
+"""The tables on the terminal, of one federated run or of equal ones with several seeds."""
+
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+from utils.federated.equal_bytes import FEDAVG
+from utils.federated.report import LAST, MEAN_LAST, shared
+from utils.results.paired import LEVEL, paired_difference
+from utils.results.summary import percent
+from utils.system.tables import format_table
+
+HEADER = [
+    "method", "last round", "mean of last {}", "best (round)",
+    "MB down", "MB up", "of FedAvg's", "serialised MB", "of FedAvg's",
+]  # fmt: skip
+NOTHING = "–"
+Figures = Sequence[dict]  # of one contender, one a run
+
+
+def tables(summaries: Sequence[dict]) -> str:
+    """Lay out the summaries, in which contenders that not all have are left out."""
+    runs = {name: [each["methods"][name] for each in summaries] for name in shared(summaries)}
+    total = fmean(each["fedavg_bytes"] for each in summaries)
+    parts = [_overview(runs, min(LAST, summaries[0]["settings"]["rounds"])), _within(runs, total)]
+    if FEDAVG in runs:
+        parts.append(_bytes_to(runs, total))
+        if len(runs) > 1 and len(summaries) > 1:
+            parts.append(_differences(runs))
+    return "\n\n".join(parts)
+
+
+def _overview(runs: dict[str, Figures], n_rounds: int) -> str:
+    """Lay out accuracies, and bytes of all rounds."""
+    rows = []
+    for own in runs.values():
+        best = _accuracy([each["best"] for each in own])
+        if len(own) == 1:
+            best += f" ({own[0]['best_round']})"
+        wire_share = [each["wire_share"] for each in own if each["wire_share"] is not None]
+        rows.append(
+            [
+                own[0]["label"],
+                _accuracy([each["last"] for each in own]),
+                _accuracy([each[MEAN_LAST] for each in own]),
+                best,
+                _megabytes([each["down"] for each in own]),
+                _megabytes([each["up"] for each in own]),
+                _share([each["share"] for each in own]),
+                _megabytes([each["wire"] for each in own]),
+                _share(wire_share) if wire_share else "",
+            ]
+        )
+    return format_table([heading.format(n_rounds) for heading in HEADER], rows)
+
+
+def _within(runs: dict[str, Figures], total: float) -> str:
+    """Lay out the accuracy at equal bytes; in brackets where all rounds took fewer."""
+    marks = list(next(iter(runs.values()))[0]["within"])
+    rows, ended = [], False
+    for own in runs.values():
+        cells = []
+        sent = fmean(each["down"] + each["up"] for each in own)
+        for mark in marks:
+            cell = _accuracy([each["within"][mark] for each in own])
+            if sent < total * int(mark) / 100:
+                cell, ended = f"({cell})", True
+            cells.append(cell)
+        rows.append([own[0]["label"], *cells])
+    header = [f"within, of {total / 1e6:,.1f} MB", *(f"{mark} %" for mark in marks)]
+    words = "\nin brackets: with all rounds, which took fewer bytes" if ended else ""
+    return format_table(header, rows) + words
+
+
+def _bytes_to(runs: dict[str, Figures], total: float) -> str:
+    """Lay out the bytes that it took to come to FedAvg's last accuracy, or near it."""
+    rows = []
+    for own in runs.values():
+        cells = []
+        for key in own[0]["bytes_to"]:
+            values = [each["bytes_to"][key] for each in own]
+            reached = [value for value in values if value is not None]
+            if len(reached) < len(values):
+                cells.append(NOTHING if not reached else f"{len(reached)} of {len(values)} runs")
+            else:
+                cells.append(f"{_megabytes(values)} ({_share([fmean(values) / total])})")
+        rows.append([own[0]["label"], *cells])
+    last = _accuracy([each["last"] for each in runs[FEDAVG]])
+    below = (f"−{key} points" for key in list(runs[FEDAVG][0]["bytes_to"])[1:])
+    return format_table(["MB to FedAvg's last", last, *below], rows)
+
+
+def _differences(runs: dict[str, Figures]) -> str:
+    """Lay out differences to FedAvg, in points, paired by seed."""
+    theirs = runs[FEDAVG]
+    marks = list(theirs[0]["within"])
+    rows = []
+    for name, own in runs.items():
+        if name == FEDAVG:
+            continue
+        pairs = [([each["last"] for each in own], [each["last"] for each in theirs])]
+        pairs += [
+            ([each["within"][mark] for each in own], [each["within"][mark] for each in theirs])
+            for mark in marks
+        ]
+        cells = [
+            NOTHING if None in (*mine, *other) else paired_difference(mine, other).points()
+            for mine, other in pairs
+        ]
+        rows.append([own[0]["label"], *cells])
+    words = f"minus FedAvg, points ({100 * LEVEL:.0f} % interval, {len(theirs)} seeds)"
+    header = [words, "last round", *(f"within {mark} %" for mark in marks)]
+    return format_table(header, rows)
+
+
+def _accuracy(values: Sequence[float | None]) -> str:
+    """Format accuracies, fractions, over runs: mean, and ± standard deviation of several."""
+    if any(value is None for value in values):
+        return NOTHING
+    return percent(fmean(values), stdev(values) if len(values) > 1 else None) + " %"
+
+
+def _megabytes(values: Sequence[float]) -> str:
+    """Format the mean of sizes in bytes."""
+    return f"{fmean(values) / 1e6:,.1f}"
+
+
+def _share(values: Sequence[float]) -> str:
+    """Format the mean of fractions."""
+    return f"{100 * fmean(values):.1f} %"
