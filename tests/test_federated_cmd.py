@@ -25,6 +25,7 @@ pytest.importorskip("flwr")
 import federated_cmd
 from utils.cmd.vector import read_vector
 from utils.federated.client import app, images_by_part, images_of
+from utils.federated.contenders import Contender
 from utils.federated.flower import Message
 from utils.federated.messages import content_of, package_of, recall
 from utils.federated.methods import METHODS
@@ -237,10 +238,10 @@ def test_a_run_leaves_everything(finished):
     folder = finished / "federated/lenet_iid"
     for name in ("config.json", "summary.json", "rounds.csv", "federated.png"):
         assert (folder / name).stat().st_size > 0
-    assert len(rows_of(finished)) == 1 + 4 * 5
-    for name, method in METHODS.items():
+    assert len(rows_of(finished)) == 1 + 5 * 5
+    for name in METHODS:
         size = (folder / name / "checkpoint.pt").stat().st_size
-        assert size <= method.checkpoint_bytes * 548_878
+        assert size <= Contender.named(name).checkpoint_bytes(settings_of(5)) * 548_878
 
 
 def test_again_when_finished_trains_nothing(finished, monkeypatch, capsys):
@@ -288,6 +289,13 @@ def test_killed_and_started_again_gives_the_same_numbers(finished, tmp_path):
         (["--momentum", "0.5"], "--momentum 0.5 is SGD's"),
         (["--modes", "2000"], "--modes 2000, --samples 1000"),
         (["--methods", "fedprox"], "fedprox"),
+        (["--transport", "fp16"], "fp16"),
+        (["--transport", "bf16", "bf16"], "--transport bf16 bf16: give each transport once"),
+        (["--topk", "0"], "--topk: 0 is not a positive number"),
+        (["--topk", "101"], "--topk: 101 is too large"),
+        (["--memory", "0.5"], "--memory: 0.5 is too short: choose 1 or more"),
+        (["--seeds", "1", "1"], "--seeds 1 1: give each seed once"),
+        (["--seeds", "1", "--seed", "1"], "--seed"),
         (["--rounds", "0"], "--rounds"),
         (["--apf_alpha", "1"], "--apf_alpha"),
         (["--dataset", "folder", "--data_dir", "/nowhere"], "/nowhere"),

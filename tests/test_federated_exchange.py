@@ -7,12 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from utils.cmd.vector import read_vector, write_vector
+from utils.cmd.vector import layer_sizes, read_vector, write_vector
 from utils.federated.embedding import CMDClient, CMDServer, EmbeddingSettings
 from utils.federated.exchange import OutOfStepError, Package, weighted_mean
 from utils.federated.fedavg import FedAvgClient, FedAvgServer
 from utils.federated.freezing import Freezing, FreezingClient, FreezingServer, FreezingSettings
 from utils.federated.partition import partition
+from utils.federated.transport import Sender
 from utils.system.errors import UserError
 
 N = 340
@@ -24,17 +25,25 @@ def module():
     return nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4))
 
 
-def sides(method, clients):
+def sides(method, clients, coding=None):
+    """A server and its clients, of which each codes changes unless coding is None."""
     model = module()
     theta = read_vector(model).numpy()
     assert len(theta) == N
+
+    def sender(*stream):
+        return None if coding is None else Sender(coding, layer_sizes(model), stream)
+
+    parts, down = range(clients), sender(1, 0)
     if method == "fedavg":
-        return FedAvgServer(theta), [FedAvgClient(N) for _ in range(clients)]
+        return FedAvgServer(theta, down), [FedAvgClient(N, sender(2, part)) for part in parts]
     if method == "cmd":
         embedding = EmbeddingSettings(4, 100, warmup=4, window=2, percentage=15)
-        return CMDServer(theta, model, embedding), [CMDClient(N) for _ in range(clients)]
+        server = CMDServer(theta, model, embedding, down)
+        return server, [CMDClient(N, sender(2, part)) for part in parts]
     freezing = FreezingSettings(0.9, 0.6, every=2, random=method == "a-apf")
-    return FreezingServer(theta, freezing), [FreezingClient(N, freezing) for _ in range(clients)]
+    server = FreezingServer(theta, freezing, down)
+    return server, [FreezingClient(N, freezing, sender(2, part)) for part in parts]
 
 
 class Training:
@@ -210,6 +219,20 @@ def test_no_more_than_the_most_are_embedded():
     server, clients = sides("cmd", 2)
     play(server, clients, 40, lambda number: range(2))
     assert server.coefficients.embedded.sum() == int(N * server.settings.most / 100)
+
+
+def test_a_memory_is_of_the_last_rounds():
+    """Everyone agrees as without one, but other a, b are embedded."""
+    found = []
+    for memory in (None, 3.0):
+        _, clients = sides("cmd", 2)
+        model = module()
+        embedding = EmbeddingSettings(4, 100, warmup=4, window=2, percentage=15, memory=memory)
+        server = CMDServer(read_vector(model).numpy(), model, embedding)
+        play(server, clients, 20, lambda number: range(2))
+        found.append(server.coefficients.a[server.coefficients.embedded])
+        assert server._online.memory == memory
+    assert not np.array_equal(*found)
 
 
 def test_coefficients_are_sent_once():

@@ -43,9 +43,11 @@ FIELDS = [field.name for field in fields(FederatedSettings)]
 EVERY = {"model", "dataset", "data", "limit", "seed", "clients", "rounds", "local_epochs"}
 EVERY |= {"fraction", "partition", "optimizer", "lr", "momentum", "batch_size", "precision"}
 EMBEDDING = {"modes", "samples", "warmup_cmd", "embed_window", "embed_perc", "embed_max"}
+EMBEDDING |= {"memory"}  # of which clients are not told
 FREEZING = {"apf_alpha", "apf_threshold", "apf_every"}
 DEPENDS = {  # what a method's results depend on; alpha where the partition does
-    "fedavg": EVERY, "cmd": EVERY | EMBEDDING, "apf": EVERY | FREEZING, "a-apf": EVERY | FREEZING
+    "fedavg": EVERY, "cmd": EVERY | EMBEDDING, "apf": EVERY | FREEZING, "a-apf": EVERY | FREEZING,
+    "topk": EVERY | {"topk"},
 }  # fmt: skip
 
 
@@ -262,7 +264,7 @@ def test_a_methods_results_depend_on_what_it_looks_at(method, tmp_path, monkeypa
     Traced.looked_at = set()
     run_rounds(InProcessGrid(app, 3), traced, method, place, lambda words: None)
     assert Traced.looked_at == DEPENDS[method] | {"alpha"}
-    assert all(set(names) == DEPENDS[method] for names in told) and len(told) == 3 * 4
+    assert all(set(names) == DEPENDS[method] - {"memory"} for names in told) and len(told) == 3 * 4
 
 
 def test_alpha_is_nothing_to_a_partition_alike():

@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from utils.federated.contenders import Contender
 from utils.federated.equal_bytes import sent_so_far
@@ -47,6 +48,9 @@ def plot(settings: FederatedSettings, runs: Sequence[Histories], path: Path) -> 
         over_rounds.set_ylim(bottom=lowest - 2)
         over_bytes.sharey(over_rounds)
         over_bytes.set_xscale("log")
+        over_bytes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        over_bytes.xaxis.set_major_formatter("{x:g}")
+        over_bytes.xaxis.set_minor_formatter(NullFormatter())
         over_rounds.set_ylabel("Test accuracy (%)")
         over_rounds.set_xlabel("Round")
         over_bytes.set_xlabel("MB sent so far, all clients, both ways")
