@@ -33,7 +33,7 @@ from utils.system.command import run_command
 try:
     from utils.federated import flags as own_flags
     from utils.federated.client import app as client_app
-    from utils.federated.contenders import CONTENDERS, Contender
+    from utils.federated.contenders import NAMES, Contender
     from utils.federated.flower import Context, Grid, ServerApp, silence
     from utils.federated.picture import Histories, plot
     from utils.federated.prepare import Prepared, folder_of_seeds, prepare_all, selected
@@ -132,7 +132,7 @@ def compare_on_run(
     folder.mkdir(parents=True, exist_ok=True)
     lock, curves = FolderLock(folder), None
     try:
-        checkpoints = [checkpoint_of(contender.name) for contender in CONTENDERS]
+        checkpoints = [checkpoint_of(name) for name in NAMES]
         remove_drafts(folder, (CONFIG, *checkpoints, SUMMARY, ROUNDS, PLOT))
         if args.overwrite:
             for checkpoint in checkpoints:
@@ -148,19 +148,21 @@ def compare_on_run(
         )
         curves = Curves(folder, "round") if args.tensorboard else None
 
-        def tell(contender: Contender, history: list[Round]) -> None:
-            print(describe(contender, history[-1], settings.rounds), flush=True)
+        def draw(contender: Contender, history: list[Round]) -> None:
             if curves is not None:
                 curves.add(contender.label, history)
 
+        def tell(contender: Contender, history: list[Round]) -> None:
+            print(describe(contender, history[-1], settings.rounds), flush=True)
+            draw(contender, history)
+
+        for name, history in histories.items():
+            draw(Contender.named(name), history)
         for contender in selected(args):
             name = contender.name
-            history = run_rounds(grid, settings, name, place, partial(tell, contender))
-            if curves is not None:
-                curves.add(contender.label, history)
-            histories[name] = history
-            histories = {each.name: histories[each.name] for each in CONTENDERS
-                         if each.name in histories}  # fmt: skip
+            histories[name] = run_rounds(grid, settings, name, place, partial(tell, contender))
+            draw(contender, histories[name])
+            histories = {name: histories[name] for name in NAMES if name in histories}
             write_json(summarise(settings, histories, place.n_weights), folder / SUMMARY)
             write_rounds(histories, folder / ROUNDS)
             plot(settings, [histories], folder / PLOT)
@@ -179,13 +181,12 @@ def finished_before(
     Raises:
         UserError: a checkpoint is damaged.
     """
-    histories = {}
-    for contender in CONTENDERS:
-        stored = (place.store.folder / checkpoint_of(contender.name)).exists()
-        if stored and contender not in without:
-            history = stored_history(place.store, contender.name)
+    histories, others = {}, {contender.name for contender in without}
+    for name in NAMES:
+        if name not in others and (place.store.folder / checkpoint_of(name)).exists():
+            history = stored_history(place.store, name)
             if len(history) == settings.rounds:
-                histories[contender.name] = history
+                histories[name] = history
     return histories
 
 

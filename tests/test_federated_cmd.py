@@ -29,6 +29,7 @@ from utils.federated.contenders import Contender
 from utils.federated.flower import Message
 from utils.federated.messages import content_of, package_of, recall
 from utils.federated.methods import METHODS
+from utils.federated.prepare import prepare
 from utils.federated.rounds import Place, run_rounds
 from utils.federated.runners import InProcessGrid
 from utils.storage.store import Store
@@ -41,7 +42,7 @@ ENVIRONMENT = os.environ | {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
 def settings_of(rounds, *flags):
     argv = [*SMALL, "--rounds", str(rounds), *flags]
     args = federated_cmd.build_parser().parse_args(argv)
-    return federated_cmd.prepare(args)[0]
+    return prepare(args)[0]
 
 
 def place_at(folder, timeout=60.0):
@@ -341,7 +342,7 @@ def test_damage_is_named(finished, tmp_path, capsys):
 
 
 def test_on_ray(tmp_path):
-    flags = [*SMALL, "--rounds", "3", "--methods", "fedavg", "cmd", "apf"]
+    flags = [*SMALL, "--rounds", "3", "--methods", "fedavg", "cmd", "apf", "topk"]
     for runner in ("inproc", "ray"):
         done = subprocess.run(
             [sys.executable, ROOT / "federated_cmd.py", *flags, "--runner", runner,

@@ -85,3 +85,4 @@ class Contender:
 
 
 CONTENDERS = tuple(Contender(method, transport) for method in METHODS for transport in TRANSPORTS)
+NAMES = tuple(contender.name for contender in CONTENDERS)  # in the order of tables
