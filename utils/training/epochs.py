@@ -16,7 +16,7 @@ from utils.system.ranks import ALONE, Ranks
 from utils.training.compute import SIMPLE, Compute
 
 Transform = CropFlip | ResizedCrop
-AHEAD = {"cpu": 0, "cuda": 1 << 28}  # bytes of images that are augmented at once, or one batch
+AHEAD = {"cpu": 1 << 23, "cuda": 1 << 28}  # bytes of images augmented at once, or one batch
 
 
 class Batch(NamedTuple):
@@ -48,7 +48,7 @@ class TrainingBatches:
     """The batches of an epoch: every image once, in a random order, augmented; to be iterated over
     once. The last batch is as small as it comes.
 
-    A GPU augments many batches at once, which costs it little more than one. What is drawn is the
+    Many batches are augmented at once, which costs a GPU little more than one. What is drawn is the
     same: for one batch after another.
     """
 
