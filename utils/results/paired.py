@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 LEVEL = 0.95  # of the intervals
 
@@ -56,5 +56,5 @@ def half_width(values: np.ndarray) -> np.ndarray:
     Returns float […].
     """
     n_runs = len(values)
-    quantile = stats.t.ppf((1 + LEVEL) / 2, n_runs - 1)
+    quantile = stdtrit(n_runs - 1, (1 + LEVEL) / 2)  # of Student's t
     return quantile * values.std(0, ddof=1) / n_runs**0.5

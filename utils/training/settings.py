@@ -3,14 +3,13 @@
 import platform
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import scipy
-import sklearn
 import torch
-import torchvision
 
 from utils.base_utils import DOWNLOADED, MODELS, SCRATCH, get_model
 from utils.data.datasets import DATASETS
@@ -203,10 +202,13 @@ def differences(settings, stored: dict, undecided: Collection[str] = ()) -> list
 
 def environment(device: torch.device, n_ranks: int = 1) -> dict:
     """Versions and hardware, for the record. n_ranks: processes that share the work."""
-    libraries = (torch, torchvision, np, scipy, sklearn)
+    versions = {library.__name__: library.__version__ for library in (torch, np, scipy)}
+    # without importing them, which takes a second
+    for name, package in (("torchvision", "torchvision"), ("sklearn", "scikit-learn")):
+        versions[name] = metadata.version(package)
     return {
         "python": platform.python_version(),
-        "versions": {library.__name__: library.__version__ for library in libraries},
+        "versions": versions,
         "platform": platform.platform(),
         "device": str(device),
         "processor": processor_name(device),
