@@ -237,7 +237,9 @@ def test_another_image_of_the_same_size_and_time(tmp_path, monkeypatch):
     assert second.train.images.max() == 200
     monkeypatch.setattr("utils.data.image_folder.DECODER", DECODER + ", of another version")
     decoded = []
-    monkeypatch.setattr("utils.data.image_folder.as_rgb", lambda image: decoded.append(1) or image)
+    monkeypatch.setattr(
+        "utils.data.image_folder.as_rgb", lambda image: decoded.append(1) or image.convert("RGB")
+    )
     load_dataset("folder", str(tmp_path / "pets"), 32, False)
     assert len(decoded) == 8
 
