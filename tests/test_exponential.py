@@ -31,6 +31,14 @@ def both(model, decay):
     return torch_average, ExponentialAverage(model, decay)
 
 
+def follow(model, averages, steps):
+    """Train some steps, which the averages take in."""
+    for _ in range(steps):
+        train_step(model)
+        for average in averages:
+            average.update_parameters(model)
+
+
 def assert_equal(ours, theirs, model):
     found, expected = ours.state_dict(), theirs.state_dict()
     assert list(found) == list(expected)
@@ -45,10 +53,7 @@ def assert_equal(ours, theirs, model):
 def test_it_is_torch_s_average_to_the_bit(decay, device):
     model = make_model().to(device)
     theirs, ours = both(model, decay)
-    for _ in range(7):
-        train_step(model)
-        for average in (theirs, ours):
-            average.update_parameters(model)
+    follow(model, (theirs, ours), 7)
     ours.copy_counts(model)
     assert_equal(ours, theirs, model)
 
@@ -56,15 +61,10 @@ def test_it_is_torch_s_average_to_the_bit(decay, device):
 def test_it_goes_on_from_the_state_of_torch_s():
     model = make_model()
     theirs, _ = both(model, 0.9)
-    for _ in range(3):
-        train_step(model)
-        theirs.update_parameters(model)
+    follow(model, (theirs,), 3)
     ours = ExponentialAverage(make_model(), 0.9)
     ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
-    for _ in range(3):
-        train_step(model)
-        for average in (theirs, ours):
-            average.update_parameters(model)
+    follow(model, (theirs, ours), 3)
     ours.copy_counts(model)
     assert_equal(ours, theirs, model)
     with pytest.raises(RuntimeError):

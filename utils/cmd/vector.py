@@ -127,11 +127,12 @@ def write_vector(vector: Tensor, module: Stateful) -> None:
 
     Raises ValueError if the lengths differ.
     """
-    n_weights = sum(layer_sizes(module))
+    layers = named_layers(module)
+    n_weights = sum(tensor.numel() for _, tensor in layers)
     if vector.shape != (n_weights,):
         raise ValueError(f"θ is {list(vector.shape)}, the module has {n_weights} weights")
     # a vector on the host comes to a GPU at once, not a layer at a time
-    write_pieces([vector.to(named_layers(module)[0][1].device)], module)
+    write_pieces([vector.to(layers[0][1].device)], module)
 
 
 def not_in_vector(state: Mapping[str, Any]) -> dict[str, Any]:

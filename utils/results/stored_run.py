@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from utils.methods.base import Method
 from utils.methods.cmd import PostHocCMD, load_cmd
 from utils.methods.identity import undecided
 from utils.methods.registry import METHODS, Settings
-from utils.results.summary import LAST
+from utils.results.summary import COMPARED, settled
 from utils.storage.metrics import Metrics
 from utils.storage.store import CONFIG, Store, read_config, usable
 from utils.storage.trajectory import Trajectory
@@ -80,11 +79,11 @@ class StoredRun:
 
     def last(self, method: str) -> float:
         """Return a method's test accuracy at its last epoch, a fraction."""
-        return self.metrics.of(method)[-1].test_acc
+        return settled(self.metrics.of(method))[COMPARED[0]]
 
     def mean_last(self, method: str) -> float:
         """Return a method's test accuracy, a fraction, as a mean over its last ten epochs."""
-        return fmean(row.test_acc for row in self.metrics.of(method)[-LAST:])
+        return settled(self.metrics.of(method))[COMPARED[1]]
 
     def copy_to(self, folder: Path) -> None:
         """Copy the run's small files to another folder."""
