@@ -20,16 +20,16 @@ def decode(read: Callable[[int], Image.Image], count: int, size: int) -> Tensor:
     """Decode images side by side: uint8 [n, size, size, 3].
 
     Args:
-        read: opens image i, of any format and size.
+        read: opens image i, of any size, as `as_rgb` gives it.
         count: n.
         size: pixels to a side.
 
-    Raises what `read` raises, and ValueError if an image's numbers have no known range.
+    Raises what `read` raises.
     """
     images = torch.empty(count, size, size, 3, dtype=torch.uint8)
 
     def decode_into(index: int) -> None:
-        image = as_rgb(read(index))
+        image = read(index)
         if image.size != (size, size):
             image = image.resize((size, size), RESAMPLING)
         images[index] = torch.from_numpy(np.array(image))

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from utils.data.decoding import common_size, decode
+from utils.data.decoding import as_rgb, common_size, decode
 from utils.data.transforms import Channels
 from utils.system.errors import UserError
 
@@ -133,6 +133,6 @@ def _read(raw: Any, size: int) -> tuple[Tensor, Tensor]:
 
     def read(index: int) -> Any:
         image, labels[index] = raw[index]
-        return image
+        return as_rgb(image)
 
     return decode(read, len(raw), size), labels

@@ -1,12 +1,12 @@
 """The tables on the terminal, of one federated run or of equal ones with several seeds."""
 
 from collections.abc import Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 
 from utils.federated.equal_bytes import FEDAVG
 from utils.federated.report import LAST, MEAN_LAST, shared
 from utils.results.paired import LEVEL, paired_difference
-from utils.results.summary import percent
+from utils.results.summary import mean_and_deviation
 from utils.system.tables import format_table
 
 HEADER = [
@@ -116,7 +116,7 @@ def _accuracy(values: Sequence[float | None]) -> str:
     """Format accuracies, fractions, over runs: mean, and ± standard deviation of several."""
     if any(value is None for value in values):
         return NOTHING
-    return percent(fmean(values), stdev(values) if len(values) > 1 else None) + " %"
+    return mean_and_deviation(values) + " %"
 
 
 def _megabytes(values: Sequence[float]) -> str:

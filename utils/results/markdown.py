@@ -1,12 +1,11 @@
 """A table of the paper in Markdown, from stored runs."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean, stdev
 
 from utils.results.paired import LEVEL, paired_difference
 from utils.results.paper import Figure, Table, TableRow
 from utils.results.stored_run import StoredRun
-from utils.results.summary import LAST, THE_RUN, percent
+from utils.results.summary import LAST, THE_RUN, mean_and_deviation
 
 NOTHING = "–"
 
@@ -92,11 +91,6 @@ def difference_cell(method: str, records: Iterable[StoredRun]) -> str:
     )
     seeds = "1 seed" if len(both) == 1 else f"{len(both)} seeds"
     return f"{last.points()} / {mean.points()}, {seeds}"
-
-
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """Return the mean of fractions, in percent, ± the sample standard deviation of two or more."""
-    return percent(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
 def describe(row: TableRow, records: Mapping[int, StoredRun], seeds: Sequence[int]) -> list[str]:

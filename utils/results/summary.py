@@ -133,6 +133,11 @@ def percent(mean: float, std: float | None = None) -> str:
     return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
 
 
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Return the mean of fractions, in percent, ± the sample standard deviation of two or more."""
+    return percent(fmean(values), stdev(values) if len(values) > 1 else None)
+
+
 def table(summary: dict) -> str:
     """Format the summary of a run, or of several seeds, for the terminal: accuracies in percent,
     and below them their differences to the run, in percentage points."""

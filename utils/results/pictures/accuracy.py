@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 
 import matplotlib
 import numpy as np
@@ -13,7 +12,7 @@ from utils.methods.draws import stored_draws
 from utils.methods.registry import Method, Settings
 from utils.results.paired import LEVEL, half_width
 from utils.results.pictures.style import STYLE, caption, draw_band, mark_epoch, save
-from utils.results.summary import LAST, percent
+from utils.results.summary import LAST, mean_and_deviation
 from utils.storage.metrics import Metrics
 from utils.training.folder import METRICS
 
@@ -176,8 +175,7 @@ def shares_of(
 
 def _last(runs: Sequence[Sequence[float]]) -> str:
     """Format the accuracy at the last epoch as the table does."""
-    last = [fractions[-1] for fractions in runs]
-    return percent(fmean(last), stdev(last) if len(last) > 1 else None)
+    return mean_and_deviation([fractions[-1] for fractions in runs])
 
 
 def _limits(curves: list[np.ndarray], at_most: float = 100.5) -> tuple[float, float]:
