@@ -6,9 +6,15 @@ from pathlib import Path
 # Several tests run side by side. Before torch is imported, and for the processes of tests.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from dataclasses import replace
+
 import hypothesis
 import pytest
 import torch
+from torch import Tensor, nn
+
+from models.lenet import LeNet5
+from utils.base_utils import MODELS
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--dataset", "digits", "--model", "lenet", "--limit", "256"]
@@ -43,6 +49,25 @@ def real_run(tmp_path_factory):
     argv = [*SMALL, "--epochs", "12", "--warmup_cmd", "4", "--results_dir", str(results)]
     assert train_cmd.main(argv) == 0
     return results / "lenet"
+
+
+class NarrowLeNet(nn.Module):
+    """LeNet-5 of the mean of the colours: 61,706 weights with ten classes."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.net = LeNet5(num_classes, in_channels=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images.mean(1, keepdim=True))
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    """In this process LeNet is narrow, for tests to which its size is nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "lenet", replace(MODELS["lenet"], constructor=NarrowLeNet))
+        yield
 
 
 @pytest.fixture

@@ -26,6 +26,8 @@ from utils.storage.store import Store
 from utils.storage.trajectory import Trajectory
 from utils.system.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 RUN = ["--dataset", "digits", "--model", "lenet", "--limit", "64", "--epochs", "5"]
 RUN += ["--warmup_cmd", "1", "--p_bfgs", "1", "--warmup_pbfgs", "2", "--pbfgs_num", "2"]
 RUN += ["--cmd_embed", "1", "--embed_window", "1", "--ema", "1", "--swa", "1"]
@@ -105,8 +107,8 @@ def test_every_byte_of_metrics_counts(tmp_path):
 
 def test_a_snapshot_that_changed_is_not_served(tmp_path):
     path, sums = tmp_path / "t.npy", tmp_path / "t.sums"
-    store = Trajectory(path, 50, sums=Sums(sums, "run"))
-    rows = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32)
+    store = Trajectory(path, 20, sums=Sums(sums, "run"))
+    rows = np.random.default_rng(0).normal(size=(3, 20)).astype(np.float32)
     for row in rows:
         store.append(torch.from_numpy(row))
     np.testing.assert_array_equal(np.load(path), rows)
@@ -116,8 +118,8 @@ def test_a_snapshot_that_changed_is_not_served(tmp_path):
         for position in range(len(data)):
             file.write_bytes(flipped(data, position, draw))
             for read in (
-                lambda: Trajectory(path, 50, sums=Sums(sums, "run")).array,
-                lambda: torch.stack(list(Trajectory(path, 50, sums=Sums(sums, "run")))).numpy(),
+                lambda: Trajectory(path, 20, sums=Sums(sums, "run")).array,
+                lambda: torch.stack(list(Trajectory(path, 20, sums=Sums(sums, "run")))).numpy(),
             ):
                 try:
                     np.testing.assert_array_equal(read(), rows)
@@ -169,7 +171,7 @@ def test_a_flipped_byte_never_gives_a_wrong_number(finished, tmp_path, monkeypat
     whole = {path: path.read_bytes() for path in folder.iterdir()}
     expected = outcome(finished)
     expected_array = np.load(folder / "trajectory.npy")
-    for _ in range(200):
+    for _ in range(120):
         path = damage(folder, draw)
         code = train_cmd.main([*RUN, "--results_dir", str(tmp_path)])
         error = capsys.readouterr().err
@@ -188,7 +190,7 @@ def test_a_flipped_byte_never_gives_a_wrong_number(finished, tmp_path, monkeypat
         for each, data in whole.items():
             if each == path or each.suffix != ".npy":
                 each.write_bytes(data)
-    assert noticed > 80
+    assert noticed > 50
 
 
 def test_a_flipped_byte_in_a_stopped_run(finished, stopped, tmp_path, monkeypatch, capsys):

@@ -35,6 +35,8 @@ from utils.storage.store import Store, read_config
 from utils.system.command import Terminated
 from utils.system.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 RUN = ["--model", "lenet", "--dataset", "digits", "--limit", "60", "--clients", "3"]
 RUN += ["--modes", "3", "--samples", "100", "--warmup_cmd", "1", "--embed_window", "1"]
 MANY = 10 if settings.get_current_profile_name() == "thorough" else 1

@@ -19,6 +19,8 @@ from tests.command_lines import check, command_lines, fuzzed, one_line_or_run, o
 from utils import cmd_utils
 from utils.base_utils import ModelEntry
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 QUICK = ["--dataset", "digits", "--model", "lenet", "--limit", "8", "--epochs", "3"]
 QUICK += ["--warmup_cmd", "1"]
 

@@ -11,6 +11,8 @@ pytest.importorskip("flwr")
 import federated_cmd
 from tests.command_lines import check, command_lines, fuzzed, one_line_or_run
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 FEW = ["--model", "lenet", "--dataset", "digits", "--limit", "24", "--clients", "2"]
 FEW += ["--rounds", "4", "--warmup_cmd", "1", "--embed_window", "1"]
 

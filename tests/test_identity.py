@@ -20,6 +20,8 @@ from utils.storage.metrics import COLUMNS, Metrics
 from utils.training.optimizers import WARMUP_EPOCHS
 from utils.training.settings import differences
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 BASE = ["--dataset", "digits", "--model", "lenet", "--limit", "40", "--epochs", "6"]
 SIZES = ["--warmup_cmd", "2", "--embed_window", "1", "--warmup_pbfgs", "2", "--pbfgs_num", "2"]
 SIZES += [

@@ -18,6 +18,8 @@ from utils.storage.metrics import Metrics
 from utils.storage.sealed import load_tensors
 from utils.storage.store import Store
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 EPOCHS, F, L = 14, 3, 2
 SIZES = ["--epochs", str(EPOCHS), "--warmup_cmd", str(F), "--embed_window", str(L)]
 SIZES += ["--warmup_pbfgs", "6", "--pbfgs_num", "4", "--pbfgs_batch_size", "100"]

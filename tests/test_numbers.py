@@ -12,6 +12,8 @@ from utils.pbfgs_utils import SubspaceBFGS
 from utils.storage.metrics import Metrics
 from utils.training import run as run_module
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 RUN = ["--dataset", "digits", "--model", "lenet", "--limit", "64", "--epochs", "5"]
 RUN += ["--warmup_cmd", "1", "--cmd_embed", "1", "--embed_window", "1", "--ema", "1", "--swa", "1"]
 

@@ -12,6 +12,8 @@ from tests.test_data import make_folder
 from utils.data.datasets import load_dataset
 from utils.system.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 RUN = ["--dataset", "folder", "--model", "lenet", "--epochs", "2", "--warmup_cmd", "1"]
 NOT_UTF_8 = os.fsdecode(b"c\xe4t")
 

@@ -14,6 +14,8 @@ from utils.results.paper import TABLE1, TABLE2, TABLES, methods_of
 from utils.results.stored_run import StoredRun
 from utils.storage.store import Store, read_config
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 DIGITS = ["--dataset", "digits", "--limit", "128", "--epochs", "6", "--seeds", "0", "1"]
 LENET = ["table1", "--models", "lenet", *DIGITS]
 

@@ -24,6 +24,7 @@ from utils.storage.store import Store
 from utils.training.run import Run
 from utils.training.seeding import epoch_generator
 
+pytestmark = pytest.mark.usefixtures("narrow")
 EPOCHS = 7
 RUN = ["--dataset", "digits", "--model", "lenet", "--limit", "40", "--epochs", str(EPOCHS)]
 RUN += ["--warmup_cmd", "2", "--embed_window", "1", "--warmup_pbfgs", "3", "--pbfgs_num", "2"]

@@ -11,6 +11,8 @@ from tests.conftest import SMALL
 from utils.results.summary import over_seeds, percent, table
 from utils.storage.metrics import Metrics
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 SHORT = [*SMALL, "--epochs", "3", "--warmup_cmd", "1"]
 
 
