@@ -36,7 +36,7 @@ try:
     from utils.federated.contenders import NAMES, Contender
     from utils.federated.flower import Context, Grid, ServerApp, silence
     from utils.federated.picture import Histories, plot
-    from utils.federated.prepare import Prepared, folder_of_seeds, prepare_all, selected
+    from utils.federated.prepare import Prepared, folder_of_seeds, prepare_all, reopened, selected
     from utils.federated.report import over_seeds, summarise, write_rounds
     from utils.federated.rounds import (
         Place,
@@ -138,6 +138,8 @@ def compare_on_run(
             for checkpoint in checkpoints:
                 (folder / checkpoint).unlink(missing_ok=True)
             clear_curves(folder)
+        else:
+            place = reopened(settings, place)
         histories = finished_before(settings, place, selected(args))
         place.store.write_config({"settings": asdict(settings), "command": args.command})
         print(

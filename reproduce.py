@@ -64,7 +64,12 @@ def reproduce(args: argparse.Namespace) -> int:
         code = run_missing(args, rows)
         if code == 2:
             return code
-    print(f"\n{report(args, table, rows)}")
+    try:
+        print(f"\n{report(args, table, rows)}")
+    except UserError:
+        if code:  # stopped before there was a run
+            return code
+        raise
     if args.keep is not None:
         keep(args, rows)
     return code

@@ -3,6 +3,7 @@
 import bz2
 import pickle
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -149,6 +150,8 @@ def whole(monkeypatch):
         monkeypatch.setattr(
             f"torchvision.datasets.{module}.check_integrity", lambda path, md5=None: real(path)
         )
+    for name, entry in DOWNLOADS.items():
+        monkeypatch.setitem(DOWNLOADS, name, replace(entry, n_images=None))
 
 
 @pytest.mark.parametrize("name", DOWNLOADS)
@@ -167,6 +170,33 @@ def test_each_is_read_from_its_own_files(name, tmp_path, whole):
     assert data.mirror == DOWNLOADS[name].mirror
     assert all(len(values) == 3 for values in data.normalisation)
     assert data.fingerprint() == load_dataset(name, str(tmp_path), 32, False).fingerprint()
+
+
+@pytest.mark.parametrize("name", ["usps", "mnist", "kmnist"])
+def test_what_was_cut_short_is_one_line(name, tmp_path, monkeypatch):
+    WRITERS[name](tmp_path)
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError) as caught:
+        load_dataset(name, str(tmp_path), 32, False)
+    words = str(caught.value)
+    assert "or not whole" in words and "remove what there is of it" in words and "\n" not in words
+
+
+def test_what_was_unpacked_in_part_is_one_line(tmp_path):
+    write_gtsrb(tmp_path)
+    with pytest.raises(UserError, match="has 43 of 26,640 images of a split: remove gtsrb there"):
+        load_dataset("gtsrb", str(tmp_path), 32, False)
+
+
+def test_an_image_that_cannot_be_read_is_one_line(tmp_path, whole):
+    write_pets(tmp_path)
+    first = min((tmp_path / "oxford-iiit-pet/images").iterdir())
+    first.write_bytes(first.read_bytes()[:40])
+    for size, resizes in ((32, False), (224, True)):
+        with pytest.raises(UserError, match=r"^--data_dir: image \d of torchvision's OxfordIII"):
+            load_dataset("pets", str(tmp_path), size, resizes)
 
 
 def test_a_model_that_resizes_gets_what_it_can_resize(tmp_path, whole):
@@ -212,7 +242,7 @@ def test_without_a_network_it_is_said_what_to_do(name, tmp_path, monkeypatch):
     with pytest.raises(UserError) as caught:
         load_dataset(name, str(tmp_path), 32, False)
     words = str(caught.value)
-    assert words.startswith(f"--dataset {name}: it is not in --data_dir {tmp_path}")
+    assert words.startswith(f"--dataset {name}: it is not in --data_dir {tmp_path}, or not whole")
     assert "--dataset digits" in words and "\n" not in words and "no network at all)" in words
 
 

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -21,8 +22,9 @@ import federated_cmd
 from utils.cmd.vector import read_vector
 from utils.federated.client import app, images_by_part, images_of
 from utils.federated.contenders import Contender
+from utils.federated.exchange import Package
 from utils.federated.flower import Message
-from utils.federated.messages import content_of, package_of, recall
+from utils.federated.messages import content_of, package_of, recall, remember
 from utils.federated.methods import METHODS
 from utils.federated.prepare import prepare
 from utils.federated.rounds import Place, run_rounds
@@ -108,6 +110,25 @@ def test_who_hangs_is_left_out(tmp_path, capsys):
         capsys.readouterr().err
     )
     assert len(history) == 3 and history[1].down_messages == 3
+
+
+def test_what_a_late_client_does_to_its_memory_is_thrown_away():
+    ended = threading.Event()
+
+    def late(message, context):
+        remember(context.state, "memory", {"count": 1 + recall(context.state, "memory")["count"]})
+        if message.metadata.message_type == "query":
+            time.sleep(0.5)
+            context.state.clear()
+            ended.set()
+        return Message(content_of(Package()), reply_to=message)
+
+    grid = InProcessGrid(late, 1)
+    remember(grid.contexts[1].state, "memory", {"count": 0})
+    for kind in ("train", "query"):
+        (reply,) = grid.send_and_receive([Message(content_of(Package()), 1, kind)], timeout=0.1)
+    assert reply.has_error() and ended.wait(10)
+    assert recall(grid.contexts[1].state, "memory") == {"count": 1}
 
 
 def test_who_hangs_does_not_keep_the_process_from_ending():

@@ -89,6 +89,22 @@ def test_without_fedavg_its_bytes_are_what_they_would_be():
     assert len(tables([summary]).split("\n\n")) == 2
 
 
+def test_a_seed_without_fedavg_has_no_bytes_to_its_accuracy():
+    runs = [{"fedavg": FEDAVG, "cmd": HALF}, {"cmd": HALF}]
+    for order in (runs, runs[::-1]):
+        summaries = [summarise(settings_of(), run, WEIGHTS) for run in order]
+        assert list(over_seeds([0, 1], summaries)["methods"]) == ["cmd"]
+        overview = tables(summaries).split("\n\n")[0].splitlines()[2]
+        assert overview.count("%") == 4  # of three accuracies, and of FedAvg's payload alone
+
+
+def test_an_accuracy_half_a_point_below_is_half_a_point_below():
+    last = history([0.29, 0.5, 0.7, 0.2905], 400)  # 0.2905 - 0.5 / 100 is above 0.2855
+    ours = {"fedavg": last, "cmd": history([0.2855, 0.1, 0.1, 0.1], 400)}
+    found = summarise(settings_of(), ours, WEIGHTS)["methods"]["cmd"]["bytes_to"]
+    assert found["0.5"] == 800
+
+
 def test_over_seeds_differences_are_paired(tmp_path):
     settings = settings_of()
     runs = [
@@ -128,8 +144,18 @@ def test_stopped_in_the_middle(name, tmp_path):
     assert sorted(kept) == [1, 2, 3] and all(left.any() for left in kept.values())
 
 
+def test_what_they_had_to_say_elsewhere_is_lost_and_said(tmp_path):
+    argv = [*RUN, "--rounds", "4", "--methods", "topk"]
+    assert give(argv, tmp_path, after(2)).code == 143
+    store = Store.of(tmp_path / "federated/lenet_iid")
+    state = store.load("topk/checkpoint.pt")
+    store.save(state | {"left": None}, "topk/checkpoint.pt")  # as after rounds on Ray
+    notes = give(argv, tmp_path).notes
+    assert any("what clients had still to say is lost" in note for note in notes)
+
+
 def test_what_clients_elsewhere_had_to_say_is_not_here():
-    assert of_clients(object(), "0.cmd-bf16") == {} and not to_clients(object(), "0.cmd-bf16", {})
+    assert of_clients(object(), "0.cmd-bf16") is None and not to_clients(object(), "0.cmd-bf16", {})
 
 
 def test_seeds_are_runs_of_their_own(tmp_path):

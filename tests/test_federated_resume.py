@@ -196,6 +196,31 @@ def test_more_is_sent_than_counted_once_and_said(method, tmp_path):
     assert give(argv, tmp_path).notes == []  # finished
 
 
+def test_a_seed_that_another_command_finished_meanwhile_is_taken_as_it_is(tmp_path):
+    argv = [*RUN, "--rounds", "3", "--methods", "fedavg"]
+    prepared, beside = federated_cmd.prepare_all, []
+
+    def meanwhile(args):
+        found = prepared(args)
+        if not beside:
+            beside.append(True)
+            assert federated_cmd.main([*argv, "--results_dir", str(tmp_path)]) == 0
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(federated_cmd, "prepare_all", meanwhile)
+        assert give(argv, tmp_path).code == 0
+    assert give(argv, tmp_path).code == 0 and len(rows_of(tmp_path)) == 4
+
+
+def test_drafts_of_killed_processes_are_removed(tmp_path):
+    argv = [*RUN, "--rounds", "3", "--methods", "fedavg"]
+    assert give(argv, tmp_path).code == 0
+    draft = tmp_path / "federated/lenet_iid/fedavg/.checkpoint.pt.4711"
+    draft.write_bytes(b"half")
+    assert give(argv, tmp_path).code == 0 and not draft.exists()
+
+
 def test_older_checkpoints_are_gone_on_with(tmp_path):
     """They do not hold what clients know: everything is sent, and counted."""
     argv = [*RUN, "--rounds", "6", "--methods", "apf", "--apf_every", "1"]

@@ -246,6 +246,7 @@ def test_a_weight_is_embedded_where_it_stands(again, monkeypatch):
         (["--lawa", "3", "--lawa_epochs", "4"], None),
         (["--lawa", "-2"], None), (["--lawa", "x"], None), (["--lawa_epochs", "1"], None),
         (["--memory", "0.5"], None), (["--embed_memory", "0"], None), (["--memory", "nan"], None),
+        (["--embed_memory", "none"], (False, 10)), (["--embed_memory", ""], (False, 10)),
     ],
 )  # fmt: skip
 def test_flags_of_averages_and_memories(tmp_path, capsys, flags, expected):

@@ -42,6 +42,7 @@ def test_one_run_has_a_difference_and_no_interval():
 def test_it_is_said_in_points():
     assert paired_difference([0.75, 0.74], [0.74, 0.74]).points() == "+0.50 (−5.85 … +6.85)"
     assert paired_difference([0.5], [0.51]).points() == "−1.00"
+    assert paired_difference([0.1 + 0.2], [0.3 + 1e-6]).points() == "+0.00"
 
 
 def test_the_band_is_the_interval_at_every_epoch():

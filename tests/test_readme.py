@@ -199,7 +199,7 @@ def test_every_federated_flag_and_its_default_are_told():
         default = known[flag].default
         if isinstance(default, float):
             default = f"{default:g}"
-        assert own[flag] == str(default), flag
+        assert own[flag] == ("none" if default is None else str(default)), flag
 
 
 def test_the_table_of_flags_is_that_of_the_settings():

@@ -87,6 +87,16 @@ def test_a_row_that_is_not_finished(finished, tmp_path, capsys):
     assert "unfinished: pbfgs at epoch 5 of 6" in out and "seed 2: not run" in out
 
 
+def test_interrupted_before_there_is_a_run(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("utils.base_utils.load_dataset", interrupted)
+    argv = ["table1", "--models", "lenet", *DIGITS, "--results_dir", str(tmp_path)]
+    assert reproduce.main(argv) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_interrupted_it_says_so_and_goes_on(finished, tmp_path, monkeypatch, capsys):
     from utils.training import run as run_module
 

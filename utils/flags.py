@@ -120,7 +120,7 @@ def add_pieces_flag(parser: argparse.ArgumentParser) -> None:
 def add_draws_flag(parser: argparse.ArgumentParser) -> None:
     """--cmd_draws: how many samples of the weights follow a run."""
     option = Option(
-        1, "follow the run by online and adaptive CMD with N samples of the weights each, to see "
+        1, "N samples of the weights for online CMD, and for adaptive CMD where it is on, to see "
         "what depends on the sample", at_least(1), None, "N", None,
     )  # fmt: skip
     _add(group(parser, "CMD"), ("--cmd_draws",), option)

@@ -1,8 +1,9 @@
 """From images of any kind to arrays of one size."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
+
+from utils.system.errors import UserError
 
 RESAMPLING = Image.Resampling.BICUBIC
 DECODER = f"Pillow {PIL.__version__}, RGB, {RESAMPLING.name.lower()}"  # what the pixels depend on
@@ -58,6 +61,21 @@ def as_rgb(image: Image.Image) -> Image.Image:
     if "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+@contextlib.contextmanager
+def readable(image: str) -> Iterator[None]:
+    """Around the reading of an image, which is called `image`.
+
+    Raises UserError if it cannot be read as one.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"--data_dir: {image} cannot be read as an image ({reason}): mend or remove it"
+        ) from error
 
 
 def common_size(sizes: Iterable[tuple[int, int]], size: int) -> int:

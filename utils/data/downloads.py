@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor
 
-from utils.data.decoding import as_rgb, common_size, decode
+from utils.data.decoding import as_rgb, common_size, decode, readable
 from utils.data.transforms import Channels
 from utils.system.errors import UserError
 
@@ -29,6 +30,7 @@ class Download:
         mean, std: of the channels, as fractions of 255; one number for grey images.
         mirror: whether a mirrored image is of the same class.
         n_classes: how many there are where torchvision does not name them, which are numbers then.
+        n_images: in each split, where torchvision takes what is there for all of it.
     """
 
     source: str
@@ -37,6 +39,7 @@ class Download:
     std: tuple[float, ...]
     mirror: bool = True
     n_classes: int | None = None
+    n_images: tuple[int, int] | None = None
 
     @property
     def normalisation(self) -> tuple[Channels, Channels]:
@@ -60,8 +63,8 @@ DOWNLOADS: dict[str, Download] = {
     "usps": Download("USPS", BY_TRAIN, (0.2469,), (0.2989,), mirror=False, n_classes=10),
     "stl10": Download("STL10", BY_SPLIT, (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
     "gtsrb": Download("GTSRB", BY_SPLIT, (0.3403, 0.3121, 0.3214), (0.2724, 0.2608, 0.2669),
-                      mirror=False, n_classes=43),
-    "flowers102": Download("Flowers102", BY_SPLIT, *IMAGENET),
+                      mirror=False, n_classes=43, n_images=(26_640, 12_630)),
+    "flowers102": Download("Flowers102", BY_SPLIT, *IMAGENET, n_classes=102),
     "pets": Download("OxfordIIITPet", ({"split": "trainval"}, {"split": "test"}), *IMAGENET),
     "dtd": Download("DTD", BY_SPLIT, *IMAGENET),
 }
@@ -91,14 +94,14 @@ def load_download(
         (images uint8 [n, H, W, 3], labels int64 [n]) of train and of test; and the names of the
         classes.
 
-    Raises UserError if it is not there and cannot be downloaded.
+    Raises UserError if it is not there and cannot be downloaded, or an image cannot be read.
     """
     entry = DOWNLOADS[name]
     if data_dir.is_file():
         raise UserError(f"--dataset {name}: --data_dir {data_dir} is a file: give a folder")
     try:
         raws = [_open(entry, data_dir, split) for split in entry.splits]
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # each set has errors of its own for what is cut short
         reason = " ".join(str(error).split()) or type(error).__name__
         if len(reason) > LONGEST:
             reason = f"… {reason[-LONGEST:]}"  # the cause comes last
@@ -106,12 +109,19 @@ def load_download(
         if name in ARCHIVES:
             remedy = f"put {ARCHIVES[name]} into {data_dir}"
         raise UserError(
-            f"--dataset {name}: it is not in --data_dir {data_dir} and could not be downloaded "
-            f"({reason}); {remedy}, or run without a download: --dataset digits, or --dataset "
-            "folder with images of your own"
+            f"--dataset {name}: it is not in --data_dir {data_dir}, or not whole, and could not be "
+            f"downloaded ({reason}); remove what there is of it and {remedy}, or run without a "
+            "download: --dataset digits, or --dataset folder with images of your own"
         ) from error
+    for raw, expected in zip(raws, entry.n_images or (), strict=False):
+        if len(raw) != expected:
+            raise UserError(
+                f"--dataset {name}: --data_dir {data_dir} has {len(raw):,} of {expected:,} images "
+                f"of a split: remove {type(raw).__name__.lower()} there, and it is downloaded again"
+            )
     if resizes:
-        size = common_size((raw[i][0].size for raw in raws for i in range(len(raw))), size)
+        images = (_image(raw, i)[0] for raw in raws for i in range(len(raw)))
+        size = common_size((image.size for image in images), size)
     classes = list(map(str, getattr(raws[0], "classes", None) or range(entry.n_classes)))
     return [_read(raw, size) for raw in raws], classes
 
@@ -120,7 +130,7 @@ def _open(entry: Download, data_dir: Path, split: Mapping[str, Any]) -> Any:
     source = getattr(torchvision.datasets, entry.source)
     try:
         return source(str(data_dir), download=False, **split)
-    except (OSError, RuntimeError):  # not there, or not whole
+    except Exception:  # not there, or not whole
         return source(str(data_dir), download=True, **split)
 
 
@@ -131,8 +141,15 @@ def _read(raw: Any, size: int) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(np.ascontiguousarray(held)), torch.tensor(raw.targets)
     labels = torch.empty(len(raw), dtype=torch.int64)
 
-    def read(index: int) -> Any:
-        image, labels[index] = raw[index]
-        return as_rgb(image)
+    def read(index: int) -> Image.Image:
+        image, labels[index] = _image(raw, index)
+        return image
 
     return decode(read, len(raw), size), labels
+
+
+def _image(raw: Any, index: int) -> tuple[Image.Image, int]:
+    """An image, in RGB, and its label."""
+    with readable(f"image {index:,} of torchvision's {type(raw).__name__}"):
+        image, label = raw[index]
+        return as_rgb(image), label

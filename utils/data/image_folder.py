@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
-from utils.data.decoding import DECODER, as_rgb, common_size, decode
+from utils.data.decoding import DECODER, as_rgb, common_size, decode, readable
 from utils.data.packed import SPLITS, read_packed, write_packed
 from utils.system.errors import UserError
 
@@ -116,7 +116,7 @@ def _refuse_loops(split: Path) -> None:
 def _common_size(listings: list[Samples], size: int) -> int:
     def sizes() -> Iterator[tuple[int, int]]:
         for path, _ in (sample for samples in listings for sample in samples):
-            with _readable(path), Image.open(path) as image:
+            with readable(path), Image.open(path) as image:
                 yield image.size
 
     return common_size(sizes(), size)
@@ -128,7 +128,7 @@ def _listing_key(data_dir: Path, listings: list[Samples], size: int) -> str:
     digest = hashlib.blake2b(f"{size}, {DECODER}".encode(), digest_size=16)
 
     def content(sample: tuple[str, int]) -> bytes:
-        with _readable(sample[0]):
+        with readable(sample[0]):
             return hashlib.blake2b(Path(sample[0]).read_bytes(), digest_size=16).digest()
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -142,18 +142,7 @@ def _listing_key(data_dir: Path, listings: list[Samples], size: int) -> str:
 def _decode(samples: Samples, size: int) -> tuple[Tensor, Tensor]:
     def read(index: int) -> Image.Image:
         path = samples[index][0]
-        with _readable(path), Image.open(path) as image:
+        with readable(path), Image.open(path) as image:
             return as_rgb(image)
 
     return decode(read, len(samples), size), torch.tensor([label for _, label in samples])
-
-
-@contextlib.contextmanager
-def _readable(path: str):
-    try:
-        yield
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"--data_dir: {path} cannot be read as an image ({reason}): mend or remove it"
-        ) from error

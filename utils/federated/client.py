@@ -1,4 +1,4 @@
-"""The Flower client app, which takes in a package, trains, and answers with its live weights."""
+"""The Flower client app, which takes in a package, trains, and answers with what is to be sent."""
 
 from dataclasses import replace
 from functools import cache

@@ -87,7 +87,7 @@ class CMDServer(ServerSide):
     def _told(self, which: np.ndarray) -> dict[str, np.ndarray]:
         """Gather what a client has to know of the weights in `which`, bool [N].
 
-        It takes 9 bytes for each of them, and a bit for each other.
+        It takes 9 bytes for each of them, a bit for each weight, and 4 bytes for each reference.
         """
         if not which.any():
             return {}

@@ -10,6 +10,7 @@ from utils.federated.strategy import taking_part
 
 MARKS = (10, 20, 30, 50, 100)  # of FedAvg's bytes, in percent
 BELOW = (0.0, 0.5, 1.0)  # FedAvg's last accuracy, in points
+ROUNDING = 1e-9  # of differences of accuracies, which are whole images of a split
 FEDAVG = "fedavg"  # with which all are compared
 
 
@@ -42,7 +43,7 @@ def bytes_to(rounds: Sequence[Round], accuracy: float) -> int | None:
     reached = (
         int(sent)
         for sent, each in zip(sent_so_far(rounds), rounds, strict=True)
-        if each.test_acc >= accuracy
+        if each.test_acc >= accuracy - ROUNDING
     )
     return next(reached, None)
 

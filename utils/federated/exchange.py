@@ -35,7 +35,7 @@ class Package:
 
     @property
     def payload(self) -> int:
-        """Count the bytes of the arrays: 4 for each weight, besides what a method has to tell."""
+        """Count the bytes of the arrays: of each weight sent, and what a method has to tell."""
         return sum(array.nbytes for array in self.arrays.values())
 
 
@@ -164,6 +164,8 @@ class ClientSide(ABC):
 
         Raises:
             OutOfStepError: the package is for a client of another version; nothing has changed.
+            ValueError: it is coded, and not a message about these weights: the client does not
+                know any more what it had been told.
         """
         version, since = package.numbers["version"], package.numbers["since"]
         if since >= 0 and since != self.version:

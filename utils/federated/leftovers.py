@@ -40,13 +40,13 @@ def take_up(records: RecordDict, run: str, sender: Sender) -> None:
         sender.residual = state[RESIDUAL].copy()
 
 
-def of_clients(grid: Grid, run: str) -> dict[int, Vector]:
+def of_clients(grid: Grid, run: str) -> dict[int, Vector] | None:
     """Gather what the clients of a run have still to say, by node, where they are in this process.
 
-    Returns nothing where they are elsewhere.
+    Returns None where they are elsewhere.
     """
     if not isinstance(grid, InProcessGrid):
-        return {}
+        return None
     states = {node: recall(context.state, KEY + run) for node, context in grid.contexts.items()}
     return {node: state[RESIDUAL] for node, state in states.items() if state is not None}
 

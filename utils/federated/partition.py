@@ -26,7 +26,7 @@ def partition(
         seed: of the draws.
 
     Raises:
-        UserError: there are too few images.
+        UserError: there are too few images, or no draw gives each client LEAST of them.
     """
     if len(labels) < clients * LEAST:
         raise UserError(

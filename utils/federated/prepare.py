@@ -83,11 +83,21 @@ def prepare(args: argparse.Namespace) -> Prepared:
             f"--modes {settings.modes}, --samples {settings.samples} and the model's "
             f"{n_weights:,} weights must not decrease"
         )
-    store = Store.new(folder)
-    if not args.overwrite and (folder / CONFIG).exists():
-        require_same(settings, folder)
-        store = Store.of(folder)
-    return settings, Place(store, device, args.data_dir, args.timeout, n_weights)
+    place = Place(Store.new(folder), device, args.data_dir, args.timeout, n_weights)
+    return settings, place if args.overwrite else reopened(settings, place)
+
+
+def reopened(settings: FederatedSettings, place: Place) -> Place:
+    """Look at a place again, once its folder is locked: another command may have been there since.
+
+    Raises:
+        UserError: the results there are of other settings.
+    """
+    folder = place.store.folder
+    if not (folder / CONFIG).exists():
+        return place
+    require_same(settings, folder)
+    return replace(place, store=Store.of(folder))
 
 
 def require_same(settings: FederatedSettings, folder: Path) -> None:

@@ -72,7 +72,7 @@ def over_seeds(seeds: Sequence[int], summaries: Sequence[dict]) -> dict:
             own[key] = _spread([summary["methods"][name][key] for summary in summaries])
         for group in ("within", "bytes_to"):
             own[group] = {
-                key: _spread([summary["methods"][name][group][key] for summary in summaries])
+                key: _spread([summary["methods"][name][group].get(key) for summary in summaries])
                 for key in first["methods"][name][group]
             }
         figures[name] = own

@@ -132,7 +132,8 @@ def run_rounds(
             # not in older checkpoints, after which everything is sent once, and counted
             strategy.go_on(len(history), state.get("have", {}))
             if server.sender is not None:
-                lost = not to_clients(grid, run, _unpacked(state["left"]))
+                left = state["left"]
+                lost = left is None or not to_clients(grid, run, _unpacked(left))
     if len(history) == settings.rounds:
         return history
     if strategy.sends_more:
@@ -170,7 +171,8 @@ def run_rounds(
         rows = [asdict(row) for row in history]
         state = {"server": _packed(server.state_dict()), "history": rows, "have": strategy.have}
         if server.sender is not None:
-            state["left"] = _packed(of_clients(grid, run))
+            left = of_clients(grid, run)
+            state["left"] = None if left is None else _packed(left)
         place.store.save(state, checkpoint)
         tell(history)
 

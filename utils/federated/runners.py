@@ -1,6 +1,5 @@
 """Where the apps run: in this process, or on Ray. A deployment runs them itself (README)."""
 
-import copy
 import itertools
 import os
 import sys
@@ -89,7 +88,7 @@ class InProcessGrid(Grid):
         set_identity(message, str(next(self._numbers)))
         context = self.contexts[node]
         own = Context(  # what a client that fails has changed is thrown away
-            RUN_ID, node, context.node_config, copy.copy(context.state), context.run_config
+            RUN_ID, node, context.node_config, context.state.copy(), context.run_config
         )
         answer: Future[Message] = Future()
 

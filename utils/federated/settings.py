@@ -84,10 +84,10 @@ class CMDRounds(DataSettings):
     warmup_cmd: int = option(10, "last round of the warm-up, from 0", at_least(1), metavar="ROUND")
     embed_window: int = option(4, "rounds from one embedding to the next", at_least(1), metavar="L")
     embed_perc: float = option(
-        10, "percentage of all weights embedded each time", up_to(100), metavar="P"
+        10.0, "percentage of all weights embedded each time", up_to(100), metavar="P"
     )
     embed_max: float = option(
-        55, "percentage of all weights that are ever embedded", up_to(100), metavar="P"
+        55.0, "percentage of all weights that are ever embedded", up_to(100), metavar="P"
     )
     memory: float | None = option(
         None, "embed by a, b of the last rounds, of which s counts (1 − 1/H)^(t − s) at round t; "
@@ -124,7 +124,7 @@ class TopKRounds(DataSettings):
     group: ClassVar[str] = "top-k"
 
     topk: float = option(
-        10, "percentage of the weights whose changes are sent", up_to(100), metavar="P"
+        10.0, "percentage of the weights whose changes are sent", up_to(100), metavar="P"
     )
 
 

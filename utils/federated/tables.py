@@ -36,7 +36,7 @@ def _overview(runs: dict[str, Figures], n_rounds: int) -> str:
         best = _accuracy([each["best"] for each in own])
         if len(own) == 1:
             best += f" ({own[0]['best_round']})"
-        wire_share = [each["wire_share"] for each in own if each["wire_share"] is not None]
+        wire_share = [each["wire_share"] for each in own]
         rows.append(
             [
                 own[0]["label"],
@@ -47,7 +47,7 @@ def _overview(runs: dict[str, Figures], n_rounds: int) -> str:
                 _megabytes([each["up"] for each in own]),
                 _share([each["share"] for each in own]),
                 _megabytes([each["wire"] for each in own]),
-                _share(wire_share) if wire_share else "",
+                "" if None in wire_share else _share(wire_share),
             ]
         )
     return format_table([heading.format(n_rounds) for heading in HEADER], rows)

@@ -14,7 +14,7 @@ _made: dict[tuple[type[OnlineCMDMethod], int], type[OnlineCMDMethod]] = {}
 
 
 def with_draws(methods: Sequence[type[Method]], count: int) -> list[type[Method]]:
-    """The methods, and further draws of those that depend on the sample, `count` in all of each."""
+    """The methods, and further draws of online and adaptive CMD, `count` in all of each."""
     draws = [
         draw_of(method, number)
         for method in methods
@@ -34,8 +34,8 @@ def draw_of(method: type[OnlineCMDMethod], number: int) -> type[OnlineCMDMethod]
 
 
 def stored_draws(method: type[Method], metrics: Metrics, epochs: int) -> list[type[Method]]:
-    """The method itself and its further draws that are there for all epochs; one where it is no
-    method with a sample."""
+    """The method itself and its further draws that are there for all epochs; the method alone
+    where it is neither online nor adaptive CMD."""
     found = [method]
     while issubclass(method, OnlineCMDMethod):
         draw = draw_of(method, len(found))

@@ -27,7 +27,8 @@ class Difference:
     def points(self) -> str:
         """Say a difference of fractions in percentage points: +1.41, or +1.41 (−0.52 … +3.34)."""
         mean, *ends = (
-            f"{100 * value:+.2f}".replace("-", "−") for value in (self.mean, *(self.interval or ()))
+            f"{round(100 * value, 2) + 0.0:+.2f}".replace("-", "−")  # + 0.0: no −0.00
+            for value in (self.mean, *(self.interval or ()))
         )
         return f"{mean} ({' … '.join(ends)})" if ends else mean
 

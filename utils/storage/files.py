@@ -82,7 +82,8 @@ def _draft(path: Path, process: int | str) -> Path:
 def remove_drafts(folder: Path, names: tuple[str, ...]) -> None:
     """Remove what processes killed while writing these files have left."""
     for name in names:
-        for draft in folder.glob(_draft(folder / name, "[0-9]*").name):
+        drafts = _draft(folder / name, "[0-9]*")
+        for draft in drafts.parent.glob(drafts.name):
             draft.unlink(missing_ok=True)
 
 

@@ -90,8 +90,8 @@ def memory(text: str) -> float:
 
 
 def memory_or_none(text: str) -> float | None:
-    """Parse what `memory` parses, or None from ''."""
-    return memory(text) if text.strip() else None
+    """Parse what `memory` parses, or None from '' or "none"."""
+    return None if text.strip().lower() in ("", "none") else memory(text)
 
 
 def truth_or_count(text: str) -> bool | int:
