@@ -1,6 +1,7 @@
 """Online CMD in Lightning and in transformers' Trainer: both train real, small models."""
 
 import copy
+import itertools
 import json
 
 import lightning.pytorch as lightning
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from utils.cmd import OnlineCMD, read_vector
 from utils.cmd.callbacks import lightning as for_lightning
 from utils.cmd.callbacks import transformers as for_transformers
+from utils.cmd.files import read_pickled
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries' own
 EPOCHS, STEPS = 6, 4
@@ -130,6 +132,19 @@ def test_lightning_gives_the_weights_back_after_an_error(tmp_path):
         trainer.fit(model, loader, loader)
     assert not torch.equal(read_vector(model), read_vector(callback.cmd.module))
     callback.cmd.update_parameters(model)
+
+
+def test_the_modules_own_hooks_see_the_reconstructed_weights(tmp_path):
+    class Hooked(Lit):
+        def on_validation_epoch_end(self):
+            if self.validated:
+                assert torch.equal(read_vector(self), self.validated[-1])
+
+    _, model, callback = fit(tmp_path, model=Hooked())
+    assert torch.equal(model.validated[-1], read_vector(callback.cmd.module))
+    assert not torch.equal(read_vector(model), model.validated[-1])
+    kept = next(tmp_path.rglob("epoch=*.ckpt"))
+    assert torch.equal(read_vector(Lit.load_from_checkpoint(kept)), read_vector(model))
 
 
 def test_lightning_one_callback_in_two_trainings(tmp_path):
@@ -300,6 +315,49 @@ def test_trainer_stopped_and_gone_on_with(tmp_path, strategy):
     last = tmp_path / f"whole/checkpoint-{EPOCHS * STEPS}"
     kept = transformers.BertForSequenceClassification.from_pretrained(last)
     assert torch.equal(read_vector(kept), read_vector(model))
+
+
+def test_evaluations_within_the_warmup_are_of_the_model_itself(tmp_path):
+    steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "no"}
+    _, _, callback, seen = hf(tmp_path, arguments=steps)
+    warmup = (CMD["warmup"] + 1) * STEPS
+    assert len(seen.weights) == EPOCHS * STEPS and callback.cmd.n_updates == EPOCHS
+    within = seen.weights[: warmup - 1]
+    assert all(not torch.equal(one, next_) for one, next_ in itertools.pairwise(within))
+    after = seen.weights[warmup - 1 :]  # reconstructed once an epoch
+    assert all(torch.equal(after[0], same) for same in after[1:STEPS])
+
+
+def test_trainer_resumed_and_evaluated_at_the_start(tmp_path):
+    hf(tmp_path, epochs=4)
+    arguments = {"eval_on_start": True}
+    checkpoint = tmp_path / f"checkpoint-{4 * STEPS}"
+    before = OnlineCMD(bert(), **CMD)
+    before.load_state_dict(read_pickled(checkpoint / "cmd.pt")["cmd"])
+    _, _, _, seen = hf(tmp_path, resume=str(checkpoint), arguments=arguments)
+    assert torch.equal(seen.weights[0], read_vector(before.module))
+
+
+def test_two_callbacks_in_one_trainer(tmp_path):
+    beside = for_transformers.CMDCallback(**CMD | {"memory": 2}, evaluate=False, save_as="short")
+    model = bert()
+
+    def train(epochs, resume=None):
+        args = transformers.TrainingArguments(
+            output_dir=str(tmp_path), num_train_epochs=EPOCHS, per_device_train_batch_size=8,
+            eval_strategy="no", save_strategy="epoch", logging_strategy="no", report_to=[],
+            use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        callbacks = [for_transformers.CMDCallback(**CMD), beside, Stop(epochs)]
+        trainer = transformers.Trainer(model, args, train_dataset=Rows(), callbacks=callbacks)
+        trainer.train(resume_from_checkpoint=resume)
+        return callbacks[0]
+
+    train(4)
+    first = train(EPOCHS, str(tmp_path / f"checkpoint-{4 * STEPS}"))
+    assert (first.cmd.memory, beside.cmd.memory) == (3, 2)
+    assert first.cmd.n_updates == beside.cmd.n_updates == EPOCHS
+    assert (tmp_path / "cmd").is_dir() and (tmp_path / "short").is_dir()
 
 
 def test_trainer_resumed_from_another_place(tmp_path):

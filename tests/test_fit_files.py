@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +21,7 @@ from tests.conftest import ROOT, exit_code
 from utils import cmd_utils
 from utils.cmd import CMDModel, fit_cmd, read_vector, sample_weights, write_vector
 from utils.cmd.checkpoints import open_checkpoint
+from utils.cmd.files import write_safe
 from utils.results.stored_series import StoredSeries
 
 MOMENTS = 12
@@ -322,6 +324,45 @@ def test_results_that_stand_in_the_way(tmp_path, capsys):
     assert "is a file: choose a folder" in capsys.readouterr().err
     assert exit_code(lambda: run(given, "--from", 5, "--to", 3, out=out)) == 2
     assert "--from 5 is above --to 3" in capsys.readouterr().err
+
+
+def test_what_others_keep_beside_the_results_stays(tmp_path, capsys):
+    given, out = tmp_path / "in", tmp_path / "out"
+    given.mkdir()
+    series_of(given, lambda *_: None)
+    (out / "reconstructed_notes").mkdir(parents=True)
+    (out / "reconstructed_eval.csv").write_text("mine")
+    for _ in range(2):
+        assert run(given, "--overwrite", out=out) == 0
+    assert (out / "reconstructed_eval.csv").read_text() == "mine"
+    assert (out / "reconstructed_notes").is_dir()
+    modes = {path.stat().st_mode for path in out.iterdir() if path.is_file()}
+    assert len(modes) == 1  # whoever may read one may read all
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--seed", 2**64), ("--device", "meta"), ("--seed", -1)]
+)
+def test_values_that_cannot_be_used(tmp_path, capsys, flag, value):
+    (tmp_path / "in").mkdir()
+    series_of(tmp_path / "in", lambda *_: None)
+    assert exit_code(lambda: run(tmp_path / "in", flag, value, out=tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert flag in error and error.count("\n") == 1
+
+
+def test_no_room_for_a_file_of_tensors_is_an_os_error(tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        with pytest.raises(OSError):
+            write_safe({"a": torch.zeros(1000)}, tmp_path / "a.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_names_with_line_breaks(tmp_path, capsys):

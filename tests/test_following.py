@@ -4,6 +4,7 @@ import copy
 import threading
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from utils.cmd import CMDModel, OnlineCMD, fit_cmd, read_vector, write_vector
+from utils.cmd.files import read_pickled
 
 WARMUP = 4
 
@@ -231,6 +233,31 @@ def test_a_model_that_has_a_module_named_module():
                 parameter += 1
             cmd.update_parameters(wrapped)
     assert torch.equal(cmd.module.module.weight, model.module.weight)
+
+
+def test_a_module_named_module_beside_a_buffer_that_grows():
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Linear(5, 5)
+            self.register_buffer("cache", torch.zeros(2, dtype=torch.int64))
+
+    model = Holder()
+    cmd = OnlineCMD(model, 2, 20, 2)
+    for size in range(2, 6):
+        model.cache = torch.arange(size)
+        with torch.no_grad():
+            model.module.weight += 1
+        cmd.update_parameters(model)
+        assert torch.equal(cmd.module.cache, model.cache)
+        assert [name for name, _ in cmd.module.named_buffers()] == ["cache"]
+
+
+def test_settings_that_are_numpys_are_saved_as_numbers(tmp_path):
+    one = np.int64(1)
+    cmd = OnlineCMD(net(), 3 * one, 40 * one, 4 * one, seed=one, start=one)
+    torch.save(cmd.state_dict(), tmp_path / "cmd.pt")
+    cmd.load_state_dict(read_pickled(tmp_path / "cmd.pt"))
 
 
 class Stubborn(nn.Module):
@@ -722,6 +749,13 @@ def test_states_that_do_not_fit_change_nothing():
     before = everything(target)
     with pytest.raises(ValueError, match="beside="):
         target.load_state_dict(beside.state_dict())
+    words = [nn.Sequential(nn.Embedding(size, 4), nn.Linear(4, 4)) for size in (10, 12)]
+    part, larger = (OnlineCMD(each, 2, 10, 4, parameters=lambda n: n[0] == "1") for each in words)
+    before = everything(part)
+    with pytest.raises(ValueError, match="another shape"):
+        part.load_state_dict(larger.state_dict())
+    assert everything(part) == before
+    before = everything(target)
     complete = OnlineCMD(model, 3, 40, 4, memory=5).state_dict()
     for name in ("sample", "snapshots", "state", "moments", "n_updates", "tensors"):
         state = {key: value for key, value in complete.items() if key != name}

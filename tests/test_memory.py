@@ -113,6 +113,27 @@ def test_a_reference_that_leaves_its_mode_loses_its_hold():
     assert np.abs(online.model.a[others].numpy()).max() < 0.1
 
 
+@pytest.mark.parametrize("memory", [2, 5, 10, 20])
+def test_a_reference_that_stops_moving_is_forgotten(memory):
+    """As of a frozen layer: what is left of the others is an average of their own."""
+    generator = np.random.default_rng(0)
+    net = small_net()
+    online = OnlineCMD(net, 1, 200, 10, memory=memory)
+    start = 1 + generator.random(N)
+    moves = np.abs(trajectories.drifting(11, N, n_modes=1, noise=0.0))
+    for _ in follow(online, start + 1e-2 * moves):
+        pass
+    held = online.model.reference.item()
+    for _ in range(80 * memory):
+        theta = (start + 1e-3 * generator.normal(size=N)).astype(np.float32)
+        theta[held] = start[held]
+        write_vector(torch.from_numpy(theta), net)
+        online.update_parameters(net)
+        assert np.abs(read_vector(online.module).numpy() - theta).max() < 0.1
+    assert np.abs(read_vector(online.module).numpy() - start).max() < 4e-3
+    assert online.model.a.abs().sum() == 1
+
+
 @fuzzed(20)
 @given(
     memory=st.one_of(st.none(), st.floats(1, 1e6)),
@@ -180,6 +201,10 @@ def test_beside_one_of_other_settings():
         settings = {"modes": 3, "samples": 100, "warmup": 5} | bad
         with pytest.raises(ValueError, match="beside one with"):
             OnlineCMD(small_net(), **settings, beside=first)
+    alike = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    first = OnlineCMD(alike, 2, 20, 5, parameters=lambda name: name[0] == "0")
+    with pytest.raises(ValueError, match="models other layers"):
+        OnlineCMD(alike, 2, 20, 5, parameters=lambda name: name[0] == "1", beside=first)
     late = OnlineCMD(small_net(), 3, 100, 1, beside=OnlineCMD(small_net(), 3, 100, 1))
     late.update_parameters(small_net())
     with pytest.raises(ValueError, match="updated first"):

@@ -55,6 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output has gone
         sys.stdout = None  # else Python writes to it once more as it ends
         return 128 + signal.SIGPIPE
+    except (MemoryError, RuntimeError) as error:
+        words = " ".join(str(error).split())
+        if not (isinstance(error, MemoryError) or "allocate" in words):
+            raise
+        parser.error(f"out of memory ({words}): lower --samples {args.samples}")
     except OSError as error:
         parser.error(f"{error}; is there room in --output {args.output}?")
     except (KeyboardInterrupt, Terminated) as error:

@@ -32,9 +32,19 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
 def write_safe(
     tensors: dict[str, Tensor], path: str | os.PathLike, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write tensors by name to a safetensors file."""
+    """Write tensors by name to a safetensors file.
+
+    Raises OSError if it cannot be written.
+    """
     with whole(path) as draft:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, draft, metadata)
+        draft.touch()
+        mode = draft.stat().st_mode  # safetensors replaces the file by one that others cannot read
+        try:
+            contiguous = {name: value.contiguous() for name, value in tensors.items()}
+            save_file(contiguous, draft, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        draft.chmod(mode)
 
 
 def read_tensors(path: str | os.PathLike) -> dict:

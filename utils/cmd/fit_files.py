@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from .checkpoints import Opened, is_checkpoint, open_checkpoint
 from .checkpoints.alignment import SeriesLayer, align
+from .checkpoints.folders import FILE_ENDINGS
 from .checkpoints.series import (
     PARAMETERS,
     RECONSTRUCTED,
@@ -144,7 +145,7 @@ def write(
             write_safe(content, others, sampled_metadata(layers, opened))
             note = opened[-1].save(draft, reconstruction(cmd, opened[-1], layers))
             hold()
-            for stale in reconstructed.parent.glob(f"{RECONSTRUCTED}*"):
+            for stale in reconstructions(reconstructed.parent):
                 remove(stale)
             draft.replace(reconstructed)
     finally:
@@ -238,6 +239,12 @@ class Progress:
             print(f"{10 * tenth} % of {self._total:,} bytes read", flush=True)
 
 
+def reconstructions(folder: Path) -> list[Path]:
+    """The reconstructed checkpoints there, of any form."""
+    paths = [folder / f"{RECONSTRUCTED}{ending}" for ending in ("", *FILE_ENDINGS)]
+    return [path for path in paths if path.exists()]
+
+
 @contextlib.contextmanager
 def output_files(folder: Path, suffix: str, overwrite: bool) -> Iterator[tuple[Path, Path, Path]]:
     """Yield where the results go; the folder is made, and removed if the block leaves none.
@@ -247,7 +254,7 @@ def output_files(folder: Path, suffix: str, overwrite: bool) -> Iterator[tuple[P
     files = folder / PARAMETERS, folder / f"{RECONSTRUCTED}{suffix}", folder / SAMPLED
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder} is a file: choose a folder")
-    for file in (*files, *folder.glob(f"{RECONSTRUCTED}*")):
+    for file in (*files, *reconstructions(folder)):
         if file.exists() and not overwrite:
             raise InputError(f"--output {folder} holds {file.name}: choose another, or --overwrite")
         if file.is_dir() and file.suffix:
@@ -284,7 +291,7 @@ def find_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).tolist()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {name}: it cannot be used here ({reason}); try cpu") from error
@@ -309,8 +316,8 @@ def report(names: Sequence[str], found: Sequence[Description]) -> str:
     return "\n".join(lines)
 
 
-def at_least(lowest: int):
-    """A type for argparse: whole numbers from `lowest` on."""
+def at_least(lowest: int, highest: int | None = None):
+    """A type for argparse: whole numbers from `lowest` on, up to `highest` if there is one."""
 
     def parse(text: str) -> int:
         try:
@@ -319,6 +326,8 @@ def at_least(lowest: int):
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
         if value < lowest:
             raise argparse.ArgumentTypeError(f"{text} is too small: choose {lowest} or more")
+        if highest is not None and value > highest:
+            raise argparse.ArgumentTypeError(f"{text} is too large: choose {highest} or less")
         return value
 
     return parse
@@ -345,7 +354,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--samples", type=at_least(1), default=1000, metavar="K",
         help="weights that are clustered (default: 1000)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the sample (default: 0)")
+    parser.add_argument(
+        "--seed", type=at_least(0, 2**64 - 1), default=0, help="of the sample (default: 0)"
+    )
     parser.add_argument(
         "--from", type=number, metavar="N", help="the first number of the series (default: all)"
     )

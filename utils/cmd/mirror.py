@@ -187,7 +187,7 @@ class Mirror:
         modelled = set() if layers else {id(ours[layer.name].tensor) for layer in self.layers}
         for name, entry in by_name(model).items():
             if name not in ours or id(ours[name].tensor) not in modelled:
-                copy_entry(entry, ours.get(name), owners.get(name.rpartition(".")[0]))
+                copy_entry(entry, ours.get(name), _owner(name, ours, owners))
 
     def apply_to(self, model: nn.Module) -> Applied:
         """Give the model the module's parameters and buffers.
@@ -213,10 +213,10 @@ class Mirror:
         """Check that `load_state_dict` can take a state.
 
         Raises:
-            ValueError: a layer is missing, or has another shape.
+            ValueError: a layer or another parameter is missing, or has another shape.
         """
         saved = _saved(state)[0]
-        for layer in self.layers:
+        for layer in (*self.layers, *self._others):
             if layer.name not in saved or saved[layer.name].shape != layer.shape:
                 raise ValueError(f"tensor {layer.name!r} was saved with another shape, or not")
 
@@ -226,9 +226,9 @@ class Mirror:
         self._set_extra_states(states)
         ours, owners = by_name(self.module), modules_by_name(self.module)
         for name, tensor in tensors.items():
-            prefix, _, key = name.rpartition(".")
+            key = name.rpartition(".")[2]
             entry = ours.get(name, Entry(name, self.module, key, tensor, False))
-            copy_entry(entry._replace(tensor=tensor), ours.get(name), owners.get(prefix))
+            copy_entry(entry._replace(tensor=tensor), ours.get(name), _owner(name, ours, owners))
         device = self.constant.device
         self.constant = state.get("constant", self.constant[:0]).to(device)
         self.values = state.get("values", self.values[:0]).to(device)
@@ -322,6 +322,14 @@ def copy_entry(entry: Entry, ours: Entry | None, owner: nn.Module | None) -> Non
         device = entry.tensor.device if ours is None else ours.tensor.device
         value = whole(entry.tensor.detach()).clone().to(device)
         owner.register_buffer(entry.key, value, persistent=entry.persistent)
+
+
+def _owner(
+    name: str, ours: Mapping[str, Entry], owners: Mapping[str, nn.Module]
+) -> nn.Module | None:
+    """The module of ours that has a tensor of this name, or would have it."""
+    # a wrapper and what it wraps may share a name, and each have tensors
+    return ours[name].owner if name in ours else owners.get(name.rpartition(".")[0])
 
 
 def _is_fixed(entry: Entry) -> bool:

@@ -8,6 +8,10 @@ from torch import Tensor
 
 # A reference's standard deviation at and below which a = σᵢ / σᵣ might not be finite in float32.
 STILL = 1e-30
+# The same, as a share of its mean. A float32 weight that moves once in 4,000 snapshots, by the
+# least it can, is above it; below are the roundings of a float64 mean, of which a memory, once it
+# has forgotten all that moved, would make slopes.
+STILL_SHARE = 2.0**-30
 
 
 @dataclass
@@ -46,17 +50,17 @@ class ReferenceMoments:
 
     def per_mode(self) -> Tensor:
         """What `coefficients` needs of each mode: float64 [2, M], 1 / square and the mean."""
-        # 1 / ∞ = 0: no slope where the reference never moved, or by less than float32 can be
-        # multiplied by
-        square = torch.where(self.square > self.count * STILL**2, self.square, math.inf)
+        # 1 / ∞ = 0: no slope where the reference does not move
+        still = (STILL_SHARE * self.mean.abs()).clamp(min=STILL)
+        square = torch.where(self.square > self.count * still.square(), self.square, math.inf)
         return torch.stack([square.reciprocal(), self.mean])
 
 
 def coefficients(mean: Tensor, covariance: Tensor, of_reference: Tensor) -> Tensor:
     """The least-squares a, b, float64 [2, n], of weights with these moments.
 
-    Where the reference does not move (its standard deviation is at most STILL), a = 0 and b is the
-    mean.
+    Where the reference does not move (its standard deviation is at most STILL, or STILL_SHARE of
+    its mean), a = 0 and b is the mean.
 
     Args:
         mean: float64 [n], of each weight.

@@ -105,7 +105,8 @@ class OnlineCMD:
         if memory is not None and not memory >= 1:
             raise ValueError(f"a memory of {memory} updates: it must be 1 or more, or None")
         self.memory = None if memory is None or math.isinf(memory) else float(memory)
-        self.modes, self.samples, self.warmup, self.start = modes, samples, warmup, start
+        modes, samples, seed = int(modes), int(samples), int(seed)  # NumPy's would be pickled code
+        self.modes, self.samples, self.warmup, self.start = modes, samples, int(warmup), int(start)
         self._mirror = Mirror(model, module, parameters, device)
         self._n_weights = self._mirror.n_weights
         if modes > self._n_weights:
@@ -116,6 +117,8 @@ class OnlineCMD:
         if beside is not None:
             if beside._settings() | {"memory": None} != self._settings() | {"memory": None}:
                 raise ValueError(f"beside one with {beside._settings()}, not {self._settings()}")
+            if beside._mirror.layers != self._mirror.layers:
+                raise ValueError("beside one that models other layers")
             self._sample, beside._shared = beside._sample, True
         self._own = ranks.share(self._n_weights)  # where in θ this rank's weights lie
         self._theta: Tensor | None = None  # the buffer that θ is read into

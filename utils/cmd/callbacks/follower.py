@@ -87,11 +87,14 @@ class Follower:
         return self._saved is not None
 
     def apply(self, model: nn.Module) -> None:
-        """Give the model the reconstructed weights until `give_back`.
+        """Give the model the reconstructed weights until `give_back`; during the warm-up there are
+        none, and it keeps its own.
 
         Raises:
             ValueError: another callback has done so.
         """
+        if self.cmd.n_updates <= self.cmd.warmup:
+            return
         if model in _APPLIED:
             raise ValueError("two CMDCallbacks evaluate one model: give evaluate=False to one")
         self._block.enter_context(self.cmd.applied_to(model))

@@ -45,7 +45,7 @@ class CMDCallback(Callback):
                 warm-up, `start` and the memory of CMD count in these updates.
             evaluate: whether validation and test take the reconstructed weights.
             save_as: the file of the reconstructed model, in the trainer's default_root_dir; None
-                saves none.
+                saves none. Callbacks beside each other need different ones.
             settings: keyword arguments of OnlineCMD, such as modes, samples, warmup and memory.
 
         Raises:
@@ -87,13 +87,14 @@ class CMDCallback(Callback):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._apply(pl_module)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # after the module's own on_validation_epoch_end, and before checkpoints are saved
         self._follower.give_back()
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._apply(pl_module)
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._follower.give_back()
 
     def on_exception(

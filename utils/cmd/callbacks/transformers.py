@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..files import read_pickled, whole
 from .follower import Follower
 
-STATE, WEIGHTS = "cmd.pt", "model.safetensors"
+WEIGHTS = "model.safetensors"
 
 
 class CMDCallback(TrainerCallback):
@@ -44,7 +44,8 @@ class CMDCallback(TrainerCallback):
                 warm-up, `start` and the memory of CMD count in these updates.
             evaluate: whether evaluations during training take the reconstructed weights.
             save_as: the folder of the reconstructed model, in the trainer's output_dir; None saves
-                none.
+                none. The file with CMD's state has the same name, or cmd.pt, so callbacks beside
+                each other need different ones.
             resume_from: the checkpoint that a training is resumed from, where it is not in the
                 output_dir.
             settings: keyword arguments of OnlineCMD, such as modes, samples, warmup and memory.
@@ -54,7 +55,7 @@ class CMDCallback(TrainerCallback):
         """
         self._follower = Follower(update_every, evaluate, **settings)
         self.save_as, self.resume_from = save_as, resume_from
-        self._evaluated = False  # since the latest step
+        self._awaited = self._evaluated = False  # an evaluation that takes reconstructed weights
 
     @property
     def cmd(self):
@@ -63,10 +64,10 @@ class CMDCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._evaluated = False
+        self._awaited = self._evaluated = False
         self._follower.give_back_before_training(kwargs["model"], resumed=state.global_step > 0)
         if state.global_step:
-            path = self._checkpoint(args, state) / STATE
+            path = self._checkpoint(args, state) / self._state_file
             if not path.exists():
                 raise ValueError(
                     f"{path} is not there: CMD goes on from the checkpoint that training is "
@@ -74,6 +75,8 @@ class CMDCallback(TrainerCallback):
                 )
             self._follower.load(read_pickled(path))
         self._follower.begin(kwargs["model"], state.global_step)
+        if args.eval_on_start:  # no step comes before it
+            self._apply(kwargs["model"])
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self._evaluated = False
@@ -83,7 +86,8 @@ class CMDCallback(TrainerCallback):
     ) -> None:
         # a checkpoint by steps at an epoch's end is saved before `on_epoch_end`
         self._follower.update(kwargs["model"], state.global_step, state.epoch == int(state.epoch))
-        self._apply(control, kwargs["model"])
+        if control.should_evaluate:
+            self._apply(kwargs["model"])
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -91,10 +95,11 @@ class CMDCallback(TrainerCallback):
         # data without a length: the epoch is over unless training was stopped within it
         over = not (control.should_training_stop or control.should_epoch_stop)
         self._follower.update(kwargs["model"], state.global_step, over)
-        self._apply(control, kwargs["model"])
+        if control.should_evaluate:
+            self._apply(kwargs["model"])
 
     def on_evaluate(self, *_: Any, **__: Any) -> None:
-        self._evaluated = self._follower.applied
+        self._evaluated, self._awaited = self._awaited, False  # also in the warm-up, to say so soon
         self._follower.give_back()
 
     def on_prediction_step(self, *_: Any, **__: Any) -> None:
@@ -107,9 +112,9 @@ class CMDCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if args.should_save:
+        if args.should_save and not state.is_hyper_param_search:  # whose trials are not resumed
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            with whole(folder / STATE) as draft:
+            with whole(folder / self._state_file) as draft:
                 torch.save(self._follower.state(), str(draft))
 
     def on_train_end(
@@ -123,13 +128,18 @@ class CMDCallback(TrainerCallback):
             if kwargs.get("processing_class") is not None:
                 kwargs["processing_class"].save_pretrained(folder)
 
+    @property
+    def _state_file(self) -> str:
+        return f"{Path(self.save_as or 'cmd').name}.pt"
+
     def _checkpoint(self, args: TrainingArguments, state: TrainerState) -> Path:
         if self.resume_from is not None:
             return Path(self.resume_from)
         return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
-    def _apply(self, control: TrainerControl, model: nn.Module) -> None:
-        if control.should_evaluate and self._follower.evaluate and not self._follower.applied:
+    def _apply(self, model: nn.Module) -> None:
+        if self._follower.evaluate and not self._follower.applied:
+            self._awaited = True
             self._follower.apply(model)
 
 
