@@ -28,7 +28,7 @@ from functools import partial
 
 from utils import flags
 from utils.system.arguments import Parser
-from utils.system.command import run_command
+from utils.system.command import INTERRUPTED, OVERWRITING, run_command
 
 try:
     from utils.federated import flags as own_flags
@@ -71,7 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    args.command = shlex.join(["python", parser.prog, *(sys.argv[1:] if argv is None else argv)])
+    words = (word for word in (sys.argv[1:] if argv is None else argv) if word != "--overwrite")
+    args.command = shlex.join(["python", parser.prog, *words])  # which goes on with the run
 
     def work() -> None:
         prepared = prepare_all(args)  # errors come before anything starts
@@ -90,7 +91,9 @@ def main(argv: list[str] | None = None) -> int:
             raise failures[0]
 
     smaller = "start with a smaller --batch_size in another --results_dir"
-    return run_command(parser.prog, f"--results_dir {args.results_dir}", work, smaller=smaller)
+    interrupted = OVERWRITING if args.overwrite else INTERRUPTED
+    where = f"--results_dir {args.results_dir}"
+    return run_command(parser.prog, where, work, interrupted, smaller)
 
 
 server_app = ServerApp()

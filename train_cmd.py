@@ -38,7 +38,7 @@ from utils.results.pictures.accuracy import plot_test_accuracy
 from utils.results.summary import over_seeds, summarise, table
 from utils.storage.files import write_json
 from utils.system.arguments import Parser
-from utils.system.command import run_command
+from utils.system.command import INTERRUPTED, OVERWRITING, run_command
 from utils.system.errors import UserError
 from utils.system.interrupts import leave
 from utils.system.ranks import join
@@ -58,9 +58,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    args.command = shlex.join(["python", parser.prog, *(sys.argv[1:] if argv is None else argv)])
+    words = (word for word in (sys.argv[1:] if argv is None else argv) if word != "--overwrite")
+    args.command = shlex.join(["python", parser.prog, *words])  # which goes on with the run
     where = f"--results_dir {args.results_dir}"
-    return run_command(parser.prog, where, lambda: compare(args), smaller=SMALLER)
+    interrupted = OVERWRITING if args.overwrite else INTERRUPTED
+    return run_command(parser.prog, where, lambda: compare(args), interrupted, SMALLER)
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -83,6 +85,9 @@ def compare(args: argparse.Namespace) -> None:
     if args.seeds is not None:
         folder = seeds_folder(Path(args.results_dir), args.model)
         folders = {seed: seed_folder(args.results_dir, args.model, seed) for seed in args.seeds}
+        if args.overwrite and ranks.first:
+            for name in (SUMMARY, PLOT):  # of runs that will be gone
+                (folder / name).unlink(missing_ok=True)
     summaries = []
     for number, (seed, place) in enumerate(folders.items(), start=1):
         which = "" if args.seeds is None else f"seed {seed} ({number} of {len(folders)}), "

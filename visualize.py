@@ -124,12 +124,17 @@ def accuracy(args: argparse.Namespace) -> list[Path]:
         UserError: a run is missing, the runs are not alike, or no method is finished.
     """
     folders = run_folders(args)
+    if len(set(folders)) < len(folders):
+        raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once")
     if args.described is not None:
         open_run(args)  # there is no accuracy
     for folder in folders:
         require_run(args, folder)
     records = [StoredRun(folder) for folder in folders]
     require_alike(records)
+    for seed, record in zip(args.seeds or (), records, strict=False):
+        if record.settings.seed != seed:
+            raise UserError(f"{record.folder} holds the run of --seed {record.settings.seed}")
     finished, behind = [], {}
     for method in METHODS:
         missing = [record for record in records if not record.finished(method.name)]

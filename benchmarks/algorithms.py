@@ -74,9 +74,9 @@ def algorithms(device_name: str) -> Iterator[Cost]:
     online = OnlineCMD(module, MODES, SAMPLES, WARMUP, seed)
     followed = WARMUP + 2 + UPDATES
     updates = [*timed_updates(online, module, (walk.step() for _ in range(followed)))]
-    vectors = 4 + 4 + 8 + 8 + 1  # bytes of a weight's θ, θ̂, mean, covariance and mode
+    each = 4 + 4 + 1 + 2 * (8 + 8)  # a weight's θ, θ̂ and mode; mean, covariance read and written
     update = statistics.median(updates[-UPDATES:])
-    yield cost("online update", followed, update, 2 * vectors * n_weights)
+    yield cost("online update", followed, update, each * n_weights)
 
 
 def longest(n_weights: int, device: torch.device) -> int:

@@ -5,7 +5,7 @@ and weights. The head has as many outputs as the data has classes. 85,806,346 pa
 """
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 WEIGHTS = torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1
 
@@ -23,10 +23,13 @@ def vit_b_16(num_classes: int = 10, state: dict | str | None = None) -> nn.Modul
     if state is None:
         return model
     if state == "imagenet":
-        state = WEIGHTS.get_state_dict(progress=True, check_hash=True)
+        try:
+            state = WEIGHTS.get_state_dict(progress=True, check_hash=True)
+        except RuntimeError as error:  # what came is not the whole of it
+            raise OSError(f"torchvision's download: {error}") from error
     own = model.state_dict()
     for name in ("heads.head.weight", "heads.head.bias"):
-        if name in state and state[name].shape != own[name].shape:
+        if isinstance(state.get(name), Tensor) and state[name].shape != own[name].shape:
             state[name] = own[name]  # another data set's classes
     try:
         model.load_state_dict(state)

@@ -67,6 +67,31 @@ def test_each_size_of_batch_has_a_graph(graphs, tmp_path, monkeypatch):
     assert len(seen) == len(before) + 1
 
 
+class Nested(nn.Module):
+    """A block whose activations can be computed again, beside a layer."""
+
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.first, self.block = nn.Conv2d(3, 3, 1), Small(num_classes)
+
+    def forward(self, images):
+        return self.block(self.first(images))
+
+
+def test_passes_that_save_memory_are_not_compiled(graphs, tmp_path, monkeypatch):
+    entry = base_utils.MODELS["lenet"]
+    monkeypatch.setitem(base_utils.MODELS, "lenet", replace(entry, constructor=Nested))
+    argv = [*SMALL, "--epochs", "5", "--warmup_cmd", "1", "--p_bfgs", "1", "--warmup_pbfgs", "2"]
+    argv += ["--pbfgs_num", "2", "--pbfgs_pieces", "60", *SIZES, "--cmd_PostHoc", ""]
+    argv += ["--cmd_online", "", "--results_dir"]
+    assert train_cmd.main([*argv, str(tmp_path / "compiled"), "--compile", "True"]) == 0
+    assert graphs.frame_count == 4  # of training and of tests, P-BFGS's own among them
+    assert train_cmd.main([*argv, str(tmp_path / "plain")]) == 0
+    tables = [(tmp_path / name / "lenet/metrics.csv").read_text() for name in ("compiled", "plain")]
+    ours, theirs = ([line.rsplit(",", 1)[0] for line in table.splitlines()] for table in tables)
+    assert ours == theirs
+
+
 def test_more_graphs_than_torch_may_keep_are_said(graphs, monkeypatch):
     monkeypatch.setattr(precision, "GRAPHS", 2)
     arithmetic, model = Arithmetic(compiled=True), Small()

@@ -22,7 +22,8 @@ from utils.system.errors import UserError
 
 LINE = re.compile(
     r"^train_cmd\.py: error: \S+ cannot be written \(.*\): it needs [\d,]+ bytes, [\d,]+ are free "
-    r"there: make room, and the same command goes on with what was finished\n$"
+    r"there: make room, and the same command \(without --overwrite\) "
+    r"goes on with what was finished\n$"
 )
 
 

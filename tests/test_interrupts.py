@@ -11,6 +11,8 @@ import torch
 from tests.conftest import ROOT
 from tests.torture import handles_sigterm
 from utils.storage.sealed import load_tensors, save_tensors
+from utils.system.command import run_command
+from utils.system.errors import NoRoomError, UserError
 from utils.system.interrupts import held_back
 
 
@@ -74,3 +76,27 @@ def test_while_imports_go_on(command, sent, code):
     process.send_signal(sent)
     out, error = process.communicate(timeout=60)
     assert (process.returncode, out, error) == (code, "", f"{command}: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError("no disk"), "prog, rank 1: error: no disk; is there room in there"),
+        (MemoryError("1 GB"), "prog, rank 1: error: out of memory (1 GB)"),
+        (NoRoomError("full"), "prog, rank 1: error: full"),
+        (UserError("--lr 0"), ""),  # which the first one says
+        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"), ""),
+    ],
+)
+def test_what_another_process_alone_has_met_is_said(monkeypatch, capsys, error, words):
+    def work():
+        raise error
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_command("prog", "there", work) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(words) and said.count("\n") == (1 if words else 0)
+    monkeypatch.setenv("RANK", "0")
+    assert run_command("prog", "there", work) == 2
+    assert capsys.readouterr().err.startswith("prog: error: ")

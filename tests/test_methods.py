@@ -17,6 +17,7 @@ from utils.methods import embedded as method_embedded
 from utils.storage.metrics import Metrics
 from utils.storage.sealed import load_tensors
 from utils.storage.store import Store
+from utils.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
@@ -258,6 +259,24 @@ def test_flags_of_averages_and_memories(tmp_path, capsys, flags, expected):
         args = train_cmd.build_parser().parse_args(flags)
         settings = train_cmd.make_settings(args, [train_cmd.METHODS[0]])
         assert (args.lawa, settings.lawa_epochs) == expected
+
+
+def test_no_training_before_it_is_said_that_embedding_has_no_start(tmp_path, monkeypatch, capsys):
+    argv = [*SMALL, *SIZES, "--cmd_embed", "1", "--results_dir", str(tmp_path)]
+    real = Run.train
+
+    def train(self, epoch, *given):
+        if epoch == F + L + 4:
+            raise KeyboardInterrupt
+        return real(self, epoch, *given)
+
+    monkeypatch.setattr(Run, "train", train)
+    plain = [*argv[:-4], *argv[-2:]]
+    assert train_cmd.main(plain) == 130
+    monkeypatch.setattr(Run, "train", None)
+    assert train_cmd.main([*argv, "--embed_window", str(L + 1)]) == 2
+    error = capsys.readouterr().err
+    assert f"kept no optimizer of epoch {F + L + 1}" in error and "Traceback" not in error
 
 
 def test_added_later(again, finished):

@@ -117,7 +117,18 @@ def test_vit_reads_weights_and_replaces_the_head(small_vit, tmp_path):
             assert torch.equal(tensor, pretrained.state_dict()[name])
 
 
-@pytest.mark.parametrize("content", [b"nonsense", {"weight": torch.zeros(3)}, [1, 2]])
+def test_vit_whose_download_is_cut_short(small_vit, monkeypatch):
+    def cut_short(*_, **__):
+        raise RuntimeError('invalid hash value (expected "c867db91", got "0")')
+
+    monkeypatch.setattr("torchvision.models.ViT_B_16_Weights.get_state_dict", cut_short)
+    with pytest.raises(UserError, match=r"^--weights imagenet: torchvision's download: invalid"):
+        get_model("vit").build(10, "imagenet")
+
+
+@pytest.mark.parametrize(
+    "content", [{"heads.head.weight": 3}, b"nonsense", {"weight": torch.zeros(3)}, [1, 2]]
+)
 def test_vit_refuses_other_files(small_vit, tmp_path, content):
     path = tmp_path / "vit.pth"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)

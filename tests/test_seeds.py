@@ -75,6 +75,19 @@ def test_commands_are_kept_with_a_run(results):
     assert any("--seeds 4 7" in command for command in config["commands"])
 
 
+def test_what_was_said_of_overwritten_runs_goes(tmp_path, monkeypatch):
+    argv = [*SHORT, "--seeds", "0", "1", "--results_dir", str(tmp_path)]
+    assert train_cmd.main(argv) == 0
+    monkeypatch.setattr("utils.training.run.train_epoch", interrupted)
+    assert train_cmd.main([*argv, "--overwrite"]) == 130
+    left = {path.name for path in (tmp_path / "lenet_seeds").iterdir()}
+    assert left == {"seed_0", "seed_1"}
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 def test_a_seed_twice(tmp_path, capsys):
     code = train_cmd.main([*SHORT, "--seeds", "1", "1", "--results_dir", str(tmp_path)])
     error = capsys.readouterr().err

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 import train_cmd
-from tests.conftest import ROOT, SMALL
+from tests.conftest import ROOT, SMALL, exit_code
 from tests.test_data import make_folder
 from utils.base_utils import MODELS
 from utils.cmd.fitting import fit_cmd
 from utils.cmd.model import CMDModel
+from utils.training import run as run_module
 
 SHORT = ["--dataset", "digits", "--model", "lenet", "--limit", "64", "--epochs", "3"]
 SHORT += ["--warmup_cmd", "1"]
@@ -157,6 +158,32 @@ def test_changed_settings_are_refused_and_overwritten_on_demand(main, results, c
     assert json.loads((results / "lenet/config.json").read_text())["settings"]["seed"] == 1
 
 
+def test_what_overwriting_began_is_gone_on_with(main, results, monkeypatch, capsys):
+    assert main(*SHORT) == 0
+    real, calls = run_module.train_epoch, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "train_epoch", interrupted)
+        assert main(*SHORT, "--lr", "0.002", "--overwrite") == 130
+    assert "the same command without --overwrite goes on with it" in capsys.readouterr().err
+    commands = json.loads((results / "lenet/config.json").read_text())["commands"]
+    assert len(commands) == 1 and "--overwrite" not in commands[0]
+    assert main(*SHORT, "--lr", "0.002") == 0
+
+
+@pytest.mark.parametrize("flag", ["--seed", "--batch_size", "--test_batch_size", "--accumulate"])
+def test_numbers_that_torch_cannot_take(main, results, capsys, flag):
+    code = exit_code(lambda: main(*SHORT, flag, 2**63))
+    assert_one_line_error(capsys, code, [flag, "is too large"])
+    assert not results.exists()
+
+
 def test_changed_images_are_refused(tmp_path, capsys):
     root = make_folder(tmp_path / "pets")
     flags = ["--dataset", "folder", "--data_dir", str(root), "--model", "lenet", "--epochs", "2",
@@ -277,8 +304,6 @@ def test_no_room_for_the_trajectory_is_said_before_training(main, results, monke
 
 
 def test_nan_keeps_what_was_finished(main, results, monkeypatch, capsys):
-    from utils.training import run as run_module
-
     real = run_module.train_epoch
     calls = []
 

@@ -80,6 +80,11 @@ class Method(ABC):
         """The epochs that it trains itself, besides the run."""
         return range(0)
 
+    @classmethod  # noqa: B027
+    def require(cls, run: Run) -> None:
+        """Raise UserError if the method cannot go on from what the run has; called before it is
+        trained on."""
+
     def prepare(self) -> None:  # noqa: B027
         """Called once before the first epoch is shown; after the run where `after_run`.
 

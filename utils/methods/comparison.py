@@ -88,6 +88,8 @@ class Comparison:
         """Do what is left of the run and of the methods on it, and yield each epoch in which
         anything was trained or tested."""
         run, remaining = self.run, self.remaining()
+        for method in remaining:
+            method.require(run)
         alongside = [make(run, self.metrics) for make in remaining if not make.after_run]
         for method in alongside:
             method.prepare()

@@ -131,6 +131,12 @@ class EmbeddedCMD(Method):
                 raise ValueError("the counts are not of the layers")
             return result
 
+    @classmethod
+    def require(cls, run: Run) -> None:
+        under_way = (run.folder / cls.scratch_files()[0]).exists()
+        if run.epochs_done > cls.departs(run.settings) and not under_way:
+            cls._kept(run)
+
     def prepare(self) -> None:
         run = self.run
         name = self.scratch_files()[0]
@@ -139,18 +145,27 @@ class EmbeddedCMD(Method):
                 if self._goes_on_from(state["epoch"]):
                     self._load_state(state)
                     return
-        kept = None
-        if (run.folder / KEPT_OPTIMIZER).exists():
-            kept = run.store.load(KEPT_OPTIMIZER, f"--cmd_embed '' leaves it out, {AFRESH}")
-        if kept is None or kept["epoch"] != self.departs(self.settings):
-            raise UserError(
-                f"--cmd_embed True: the run in {run.folder} kept no optimizer of epoch "
-                f"{self.departs(self.settings)} to start from (--warmup_cmd and --embed_window): "
-                "choose another --results_dir, or --overwrite to start afresh"
-            )
+        kept = self._kept(run)
         self.optimizer.load_state_dict(kept["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(kept["scheduler"])
+
+    @classmethod
+    def _kept(cls, run: Run) -> dict:
+        """The optimizer that it starts with, as the run kept it.
+
+        Raises UserError if it kept none of that epoch.
+        """
+        kept, first = None, cls.departs(run.settings)
+        if (run.folder / KEPT_OPTIMIZER).exists():
+            kept = run.store.load(KEPT_OPTIMIZER, f"--cmd_embed '' leaves it out, {AFRESH}")
+        if kept is None or kept["epoch"] != first:
+            raise UserError(
+                f"--cmd_embed True: the run in {run.folder} kept no optimizer of epoch {first} to "
+                "start from (--warmup_cmd and --embed_window): choose another --results_dir, or "
+                "--overwrite to start afresh"
+            )
+        return kept
 
     def follow(self, epoch: int, module: nn.Module) -> nn.Module:
         first = self.departs(self.settings)
@@ -188,6 +203,8 @@ class EmbeddedCMD(Method):
         }
         if self.run.ranks.first:
             self.run.store.save(result, self.files()[0])
+        self.run.wait()  # until the last row is written, which the state may have to give again
+        if self.run.ranks.first:
             (self.run.folder / self.scratch_files()[0]).unlink(missing_ok=True)
 
     def _train(self, epoch: int) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -175,6 +175,7 @@ class PBFGS(Method):
         return self.module
 
     def finish(self) -> None:
+        self.run.wait()  # until the last row is written, which the state may have to give again
         if self.run.ranks.first:
             self._state_file.unlink(missing_ok=True)
 
@@ -196,8 +197,7 @@ class PBFGS(Method):
         self.module.train()
         total_loss, n_images = 0.0, 0
         n_correct = torch.zeros((), dtype=torch.int64, device=run.device)
-        kept = recomputed(self.module) if self._recomputes else contextlib.nullcontext()
-        with self._arithmetic.products(), kept:
+        with self._arithmetic.products(), self._memory_saved():
             for _ in run.compute.progress(steps, epoch):
                 step = list(islice(drawn, size))
                 count = sum(batch.total for batch in step)
@@ -214,6 +214,16 @@ class PBFGS(Method):
         run.ranks.align_buffers(self.module)
         run.require_finite(total_loss, read_vector(self.module), epoch, self.label)
         return total_loss / n_images, int(run.ranks.sum(n_correct)) / n_images
+
+    @contextlib.contextmanager
+    def _memory_saved(self) -> Iterator[None]:
+        """Around passes: activations are computed again, where they have to be."""
+        if not self._recomputes:
+            yield
+            return
+        # torch cannot compile that, and may have compiled the module for its tests
+        with self.run.compute.arithmetic.uncompiled(), recomputed(self.module):
+            yield
 
 
 class EqualPBFGS(PBFGS):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from utils.system.errors import UserError
+from utils.system.errors import NoRoomError, UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -27,10 +27,10 @@ def room_for(path: Path, needed: int) -> Iterator[None]:
         if full is None:
             raise
         free = shutil.disk_usage(path.parent).free
-        raise UserError(
+        raise NoRoomError(
             f"{path} cannot be written ({os.strerror(full.errno)}): it needs {needed:,} bytes, "
-            f"{free:,} are free there: make room, and the same command goes on with what was "
-            "finished"
+            f"{free:,} are free there: make room, and the same command (without --overwrite) "
+            "goes on with what was finished"
         ) from error
 
 

@@ -21,6 +21,9 @@ from utils.system.errors import UserError
 MADE_ANEW = "the run's command with --overwrite makes it again"
 
 
+sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has fsync alone
+
+
 class TrajectoryError(UserError):
     """The file is not a whole trajectory of the model."""
 
@@ -154,6 +157,8 @@ class Trajectory:
         if in_file:
             with room_for(self.path, 0), self.path.open("r+b") as file:
                 file.write(self._header(self._length + 1))
+                file.flush()
+                sync_data(file.fileno())  # before a checkpoint that is of this snapshot
         self._length += 1
 
     def truncate(self, length: int) -> None:

@@ -43,8 +43,11 @@ def truth(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither '', False, 0, no nor True, 1, yes")
 
 
+LARGEST = 2**63 - 1  # whole number that torch takes
+
+
 def at_least(lowest: int) -> Callable[[str], int]:
-    """Return a type for argparse: whole numbers from `lowest` on."""
+    """Return a type for argparse: whole numbers from `lowest` to LARGEST."""
 
     def parse(text: str) -> int:
         try:
@@ -53,6 +56,8 @@ def at_least(lowest: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
         if value < lowest:
             raise argparse.ArgumentTypeError(f"{text} is too small: choose {lowest} or more")
+        if value > LARGEST:
+            raise argparse.ArgumentTypeError(f"{text} is too large: choose {LARGEST} or less")
         return value
 
     return parse

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 from utils.system.arguments import one_line
-from utils.system.errors import UserError
+from utils.system.errors import NoRoomError, UserError
 from utils.system.interrupts import handled
-from utils.system.ranks import OtherRankFailedError, is_another
+from utils.system.ranks import OtherRankFailedError, is_another, is_of_others
 
 INTERRUPTED = "interrupted; what was finished is kept, and the same command goes on with it"
+OVERWRITING = INTERRUPTED.replace("command", "command without --overwrite")
 BROKEN_PIPE = 128 + signal.SIGPIPE  # as shells report it
 
 
@@ -56,7 +57,7 @@ def run_command(
         ):
             return work() or 0
     except UserError as error:
-        return _stop(program, f"error: {error}", 2)
+        return _stop(program, f"error: {error}", 2, own=isinstance(error, NoRoomError))
     except BrokenPipeError:  # whoever read the output has gone
         sys.stdout = None  # else Python tries again as it ends, and complains
         return BROKEN_PIPE
@@ -64,12 +65,14 @@ def run_command(
         return _stop(program, f"error: {_missing(error)}", 2)
     except OSError as error:
         hint = f"is there room in {where}, and may it be read and written to?"
-        return _stop(program, f"error: {error}; {hint}", 2)
+        return _stop(program, f"error: {error}; {hint}", 2, own=True)
     except (MemoryError, RuntimeError) as error:
         reason = _out_of_memory(error)
-        if reason is None:
-            raise
-        return _stop(program, f"error: {reason}: {smaller}", 2)
+        if reason is not None:
+            return _stop(program, f"error: {reason}: {smaller}", 2, own=True)
+        if is_of_others(error):
+            return _stop(program, "error: another process ended, and says why", 2)
+        raise
     except OtherRankFailedError:
         return 2
     except Terminated:
@@ -101,7 +104,15 @@ def _terminate(*_) -> None:
     raise Terminated
 
 
-def _stop(program: str, message: str, code: int) -> int:
-    if not is_another():  # all processes stop for the same reason
+def _stop(program: str, message: str, code: int, own: bool = False) -> int:
+    """Print why the command ends, and return its exit code.
+
+    Args:
+        own: whether it may be this process alone that has met it; else all of them do, and the
+            first one prints.
+    """
+    if not is_another():
         print(f"{program}: {one_line(message)}", file=sys.stderr)
+    elif own:
+        print(f"{program}, rank {os.environ['RANK']}: {one_line(message)}", file=sys.stderr)
     return code

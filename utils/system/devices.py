@@ -16,7 +16,9 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(1, device=torch.device(name)).device
+        one = torch.empty(1, device=torch.device(name))
+        one.tolist()  # which has no numbers on meta
+        return one.device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name}: not available here ({reason}); try cpu") from error

@@ -163,6 +163,12 @@ class Ranks:
 ALONE = Ranks()
 
 
+def is_of_others(error: RuntimeError) -> bool:
+    """Whether torch raised an error because another process of this run has ended."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
+
 def is_another() -> bool:
     """Whether this process is one of several and not the first, which alone prints."""
     return int(os.environ.get("RANK", "0")) > 0

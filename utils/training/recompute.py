@@ -25,7 +25,7 @@ def recomputed(model: nn.Module) -> Iterator[None]:
     A block is what has layers of its own, below the containers that list them. Results are the
     same, and BatchNorm's running statistics count the batch once.
     """
-    blocks = list(_blocks(model))
+    blocks = list(_blocks(_unwrapped(model)))
     try:
         for block in blocks:
             block.forward = partial(_checkpointed, block, block.forward)
@@ -33,6 +33,13 @@ def recomputed(model: nn.Module) -> Iterator[None]:
     finally:
         for block in blocks:
             block.__dict__.pop("forward", None)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """What a model holds that is nothing but another one."""
+    while len(children := list(model.children())) == 1:
+        model = children[0]
+    return model
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

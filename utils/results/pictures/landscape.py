@@ -147,7 +147,7 @@ def draw_landscape(
             _draw_panel(figure, below, grid, 100 * accuracy, "Accuracy (%)", "cividis", None)
             _mark_points(below, grid, accuracy, own, known)
             above.plot(*grid.own, "o", color="white", mec="black", ms=6)
-            above.set_title(title, fontsize=9)
+            above.set_title(title, fontsize=9, parse_math=False)
             below.set_xlabel(names[0])
         for row in (0, 1):
             cells[row, 0].set_ylabel(names[1])

@@ -125,7 +125,7 @@ def mapped_members(snapshots: Snapshots, cmd: CMDModel, mode: int) -> Tensor:
     Members so flat that their map cannot be inverted are left out.
     """
     members = torch.nonzero(cmd.mode == mode).flatten()
-    members = members[cmd.a[members].abs() > STEEP * cmd.a[members].abs().max()]
+    members = members[cmd.a[members].abs() > STEEP]
     if len(members) > MEMBERS:
         generator = torch.Generator().manual_seed(mode)
         members = members[torch.randperm(len(members), generator=generator)[:MEMBERS]]
