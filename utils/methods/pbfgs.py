@@ -30,6 +30,7 @@ from utils.training.run import Run
 from utils.training.settings import TrainingSettings
 
 EPOCH, SINGLE = UPDATES = ("epoch", "single")
+PIECE_ON_CPU = 128  # images differentiated at once, whose activations are near the cores' caches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +95,12 @@ class PBFGS(Method):
             # float32 where there is none
             self._arithmetic = replace(self._arithmetic, precision=TF32)
         size = run.settings.batch_size if self._single else run.settings.pbfgs_batch_size
-        self._pieces = min(run.compute.pieces or run.entry.pieces or size, size)
+        on_cpu = run.device.type == "cpu"
+        normalises = normalises_batches(self.module)
+        suits = run.entry.pieces or (PIECE_ON_CPU if on_cpu and not normalises else size)
+        self._pieces = min(run.compute.pieces or suits, size)
         # a piece of its images would give BatchNorm other statistics
-        self._recomputes = self._pieces < size and normalises_batches(self.module)
+        self._recomputes = self._pieces < size and normalises
         if self._recomputes:
             self._pieces, self._arithmetic = size, replace(self._arithmetic, compiled=False)
         self._epoch = self._warmup  # the last one that the module has been through
