@@ -51,6 +51,18 @@ def real_run(tmp_path_factory):
     return results / "lenet"
 
 
+LONGEST = (
+    "train_cmd", "federated_runners", "federated_cmd", "ranks", "torture", "alone", "visualize",
+    "benchmarks", "pictures_say", "fuzz",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, lest one of two processes waits for the other."""
+    order = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 class NarrowLeNet(nn.Module):
     """LeNet-5 of the mean of the colours: 61,706 weights with ten classes."""
 

@@ -16,12 +16,13 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        one = torch.empty(1, device=torch.device(name))
-        one.tolist()  # which has no numbers on meta
-        return one.device
+        device = torch.empty(1, device=torch.device(name)).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name}: not available here ({reason}); try cpu") from error
+    if device.type == "meta":
+        raise UserError(f"--device {name}: it has no numbers; try cpu")
+    return device
 
 
 def processor_name(device: torch.device) -> str:
