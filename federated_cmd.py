@@ -28,7 +28,7 @@ from functools import partial
 
 from utils import flags
 from utils.system.arguments import Parser
-from utils.system.command import INTERRUPTED, OVERWRITING, run_command
+from utils.system.command import INTERRUPTED, OVERWRITING, command_to_go_on, run_command
 
 try:
     from utils.federated import flags as own_flags
@@ -71,8 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    words = (word for word in (sys.argv[1:] if argv is None else argv) if word != "--overwrite")
-    args.command = shlex.join(["python", parser.prog, *words])  # which goes on with the run
+    args.command = command_to_go_on(parser.prog, argv)
 
     def work() -> None:
         prepared = prepare_all(args)  # errors come before anything starts

@@ -19,8 +19,6 @@ if __name__ == "__main__":  # before anything large is imported
 
 import argparse
 import contextlib
-import shlex
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +36,7 @@ from utils.results.pictures.accuracy import plot_test_accuracy
 from utils.results.summary import over_seeds, summarise, table
 from utils.storage.files import write_json
 from utils.system.arguments import Parser
-from utils.system.command import INTERRUPTED, OVERWRITING, run_command
+from utils.system.command import INTERRUPTED, OVERWRITING, command_to_go_on, run_command
 from utils.system.errors import UserError
 from utils.system.interrupts import leave
 from utils.system.ranks import join
@@ -58,8 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    words = (word for word in (sys.argv[1:] if argv is None else argv) if word != "--overwrite")
-    args.command = shlex.join(["python", parser.prog, *words])  # which goes on with the run
+    args.command = command_to_go_on(parser.prog, argv)
     where = f"--results_dir {args.results_dir}"
     interrupted = OVERWRITING if args.overwrite else INTERRUPTED
     return run_command(parser.prog, where, lambda: compare(args), interrupted, SMALLER)
@@ -180,8 +177,7 @@ def make_settings(args: argparse.Namespace, selected: list[type[Method]]) -> Set
     if not selected:
         names = ", ".join(method.flags[0] for method in METHODS)
         raise UserError(f"no method is left to compare: turn one on ({names})")
-    if args.seeds is not None and len(set(args.seeds)) < len(args.seeds):
-        raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once")
+    flags.require_once("--seeds", args.seeds or ())
     if args.cmd_draws > 1 and with_draws(selected, 2) == selected:
         raise UserError(
             f"--cmd_draws {args.cmd_draws} is of online and adaptive CMD: add --cmd_online True, "

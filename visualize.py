@@ -123,9 +123,8 @@ def accuracy(args: argparse.Namespace) -> list[Path]:
     Raises:
         UserError: a run is missing, the runs are not alike, or no method is finished.
     """
+    flags.require_once("--seeds", args.seeds or ())
     folders = run_folders(args)
-    if len(set(folders)) < len(folders):
-        raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once")
     if args.described is not None:
         open_run(args)  # there is no accuracy
     for folder in folders:

@@ -19,6 +19,7 @@ import train_cmd
 import visualize
 from tests import picture_runs as small
 from tests.command_lines import fuzzed
+from tests.conftest import interrupted
 from tests.picture_runs import TINY
 from utils.base_utils import get_model
 from utils.cmd.model import CMDModel
@@ -209,14 +210,7 @@ def test_kept_runs_are_drawn_without_what_was_not_kept(copied, drawn):
 
 
 def test_of_a_run_that_stopped_nothing_is_drawn(drawn, tmp_path, monkeypatch):
-    real, calls = run_module.train_epoch, []
-
-    def stops(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
+    stops = interrupted(run_module.train_epoch, 3)
     monkeypatch.setattr(run_module, "train_epoch", stops)
     assert train_cmd.main([*OF_TINY, "--results_dir", str(tmp_path)]) == 130
     code, lines, error = small.draw(OF_TINY, tmp_path, "all")

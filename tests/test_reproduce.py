@@ -9,7 +9,7 @@ import pytest
 import reproduce
 import train_cmd
 from reproduce import of_shorter_runs
-from tests.conftest import exit_code
+from tests.conftest import exit_code, interrupted
 from utils.results.paper import TABLE1, TABLE2, TABLES, methods_of
 from utils.results.stored_run import StoredRun
 from utils.storage.store import Store, read_config
@@ -101,15 +101,8 @@ def test_interrupted_it_says_so_and_goes_on(finished, tmp_path, monkeypatch, cap
     from utils.training import run as run_module
 
     results, _ = finished
-    real, calls = run_module.train_epoch, []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(run_module, "train_epoch", interrupted)
+    real = run_module.train_epoch
+    monkeypatch.setattr(run_module, "train_epoch", interrupted(real, 3))
     argv = ["table1", "--models", "lenet", *DIGITS[:-1], "--results_dir", str(tmp_path)]
     assert reproduce.main(argv) == 130
     captured = capsys.readouterr()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import train_cmd
-from tests.conftest import ROOT, SMALL, exit_code
+from tests.conftest import ROOT, SMALL, exit_code, interrupted
 from tests.test_data import make_folder
 from utils.base_utils import MODELS
 from utils.cmd.fitting import fit_cmd
@@ -160,16 +160,8 @@ def test_changed_settings_are_refused_and_overwritten_on_demand(main, results, c
 
 def test_what_overwriting_began_is_gone_on_with(main, results, monkeypatch, capsys):
     assert main(*SHORT) == 0
-    real, calls = run_module.train_epoch, []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "train_epoch", interrupted)
+        patch.setattr(run_module, "train_epoch", interrupted(run_module.train_epoch, 2))
         assert main(*SHORT, "--lr", "0.002", "--overwrite") == 130
     assert "the same command without --overwrite goes on with it" in capsys.readouterr().err
     commands = json.loads((results / "lenet/config.json").read_text())["commands"]

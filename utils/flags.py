@@ -1,12 +1,13 @@
 """The flags of the commands: those of the settings, made from their declarations, and the rest."""
 
 import argparse
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from utils.base_utils import MODELS
 from utils.methods.registry import METHODS, Settings
 from utils.system.arguments import at_least, truth
+from utils.system.errors import UserError
 from utils.system.options import Option, options_of
 
 OPTIONS = options_of(Settings)
@@ -165,3 +166,14 @@ def _add(container, flags: tuple[str, ...], option: Option, **more: Any) -> None
         *flags, type=option.type, default=option.default, choices=option.choices,
         metavar=option.metavar, help=words, **more,
     )  # fmt: skip
+
+
+def require_once(flag: str, values: Sequence[str | int]) -> None:
+    """Check that a flag's values differ.
+
+    Raises:
+        UserError: two are the same.
+    """
+    if len(set(values)) < len(values):
+        one = flag.removeprefix("--").removesuffix("s")
+        raise UserError(f"{flag} {' '.join(map(str, values))}: give each {one} once")

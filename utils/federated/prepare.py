@@ -1,7 +1,6 @@
 """The settings and the places of federated runs, from their command line."""
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from utils.federated.contenders import CONTENDERS, Contender
 from utils.federated.methods import METHODS, undecided
 from utils.federated.rounds import Place, checkpoint_of
 from utils.federated.settings import FederatedSettings
+from utils.flags import require_once
 from utils.results.curves import require_tensorboard
 from utils.storage.files import require_room
 from utils.storage.store import AFRESH, CONFIG, Store, read_config, usable
@@ -42,7 +42,7 @@ def prepare_all(args: argparse.Namespace) -> list[Prepared]:
     if args.seeds is None:
         prepared = [prepare(args)]
     else:
-        _require_once("--seeds", args.seeds)
+        require_once("--seeds", args.seeds)
         prepared = [prepare(argparse.Namespace(**vars(args) | {"seed": s})) for s in args.seeds]
     own, needed = [], []
     for settings, place in prepared:
@@ -88,7 +88,9 @@ def prepare(args: argparse.Namespace) -> Prepared:
 
 
 def reopened(settings: FederatedSettings, place: Place) -> Place:
-    """Look at a place again, once its folder is locked: another command may have been there since.
+    """Go on with the results that are in a place, if there are any.
+
+    To be asked again once the folder is locked: another command may have been there since.
 
     Raises:
         UserError: the results there are of other settings.
@@ -126,17 +128,6 @@ def make_settings(args: argparse.Namespace) -> FederatedSettings:
     settings = FederatedSettings.of(vars(args))
     for method in args.methods:
         METHODS[method].check(settings)
-    _require_once("--methods", args.methods)
-    _require_once("--transport", args.transport)
+    require_once("--methods", args.methods)
+    require_once("--transport", args.transport)
     return settings
-
-
-def _require_once(flag: str, values: Sequence[str | int]) -> None:
-    """Check that a flag's values differ.
-
-    Raises:
-        UserError: two are the same.
-    """
-    if len(set(values)) < len(values):
-        one = flag.removeprefix("--").removesuffix("s")
-        raise UserError(f"{flag} {' '.join(map(str, values))}: give each {one} once")

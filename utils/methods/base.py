@@ -115,7 +115,7 @@ class Method(ABC):
         return False
 
     def finish(self) -> None:  # noqa: B027
-        """Called once after the last epoch: save what is worth keeping."""
+        """Called once after the last epoch, all rows written: save what is worth keeping."""
 
     @classmethod
     def files(cls) -> tuple[str, ...]:

@@ -99,17 +99,17 @@ class Comparison:
                 rows = self.follow(alongside, epoch, module)
                 if rows or trained:
                     yield Progress(epoch, trained, rows)
+        run.wait()  # until all rows are written, which a method's state may have to give again
         for method in alongside:
             method.finish()
-        run.wait()
         for method in (make(run, self.metrics) for make in remaining if make.after_run):
             method.prepare()
             for epoch in range(run.settings.epochs):
                 rows = self.follow([method], epoch, run.at(epoch))
                 if rows and epoch >= method.departs(run.settings):  # before, it is the run's model
                     yield Progress(epoch, None, rows)
+            run.wait()
             method.finish()
-        run.wait()
 
     def follow(self, methods: Sequence[Method], epoch: int, module: nn.Module) -> list[Row]:
         """Show an epoch to each method, and test it there unless that was done before.

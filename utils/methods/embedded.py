@@ -203,8 +203,6 @@ class EmbeddedCMD(Method):
         }
         if self.run.ranks.first:
             self.run.store.save(result, self.files()[0])
-        self.run.wait()  # until the last row is written, which the state may have to give again
-        if self.run.ranks.first:
             (self.run.folder / self.scratch_files()[0]).unlink(missing_ok=True)
 
     def _train(self, epoch: int) -> tuple[float, float]:

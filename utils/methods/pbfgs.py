@@ -179,7 +179,6 @@ class PBFGS(Method):
         return self.module
 
     def finish(self) -> None:
-        self.run.wait()  # until the last row is written, which the state may have to give again
         if self.run.ranks.first:
             self._state_file.unlink(missing_ok=True)
 

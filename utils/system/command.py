@@ -3,10 +3,11 @@
 import contextlib
 import io
 import os
+import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -79,6 +80,16 @@ def run_command(
         return _stop(program, interrupted, 143)
     except KeyboardInterrupt:
         return _stop(program, interrupted, 130)
+
+
+def command_to_go_on(program: str, argv: Sequence[str] | None) -> str:
+    """The command that goes on with what this one does: itself, without --overwrite.
+
+    Args:
+        argv: its arguments, None for those of the process.
+    """
+    words = (word for word in (sys.argv[1:] if argv is None else argv) if word != "--overwrite")
+    return shlex.join(["python", program, *words])
 
 
 def _missing(error: FileNotFoundError) -> str:
