@@ -137,8 +137,8 @@ def compare_on_run(
         checkpoints = [checkpoint_of(name) for name in NAMES]
         remove_drafts(folder, (CONFIG, *checkpoints, SUMMARY, ROUNDS, PLOT))
         if args.overwrite:
-            for checkpoint in checkpoints:
-                (folder / checkpoint).unlink(missing_ok=True)
+            for name in (*checkpoints, SUMMARY, ROUNDS, PLOT):
+                (folder / name).unlink(missing_ok=True)
             clear_curves(folder)
         else:
             place = reopened(settings, place)

@@ -23,12 +23,14 @@ from utils.cmd.vector import read_vector
 from utils.federated.client import app, images_by_part, images_of
 from utils.federated.contenders import Contender
 from utils.federated.exchange import Package
-from utils.federated.flower import Message
+from utils.federated.fedavg import FedAvgServer
+from utils.federated.flower import Context, Message, RecordDict
 from utils.federated.messages import content_of, package_of, recall, remember
 from utils.federated.methods import METHODS
 from utils.federated.prepare import prepare
 from utils.federated.rounds import Place, run_rounds
 from utils.federated.runners import InProcessGrid
+from utils.federated.strategy import ExchangeStrategy
 from utils.storage.store import Store
 
 SMALL = ["--model", "lenet", "--dataset", "digits", "--limit", "200", "--clients", "3"]
@@ -78,6 +80,9 @@ class Faulty:
             context.state.clear()
         content = content_of(package, part=1)
         content["metrics"] = reply.content["metrics"]
+        for record in (content["metrics"], content):
+            if fault in record:
+                del record[fault]
         return Message(content, reply_to=message)
 
 
@@ -94,11 +99,62 @@ def test_faults_are_left_out_and_said(method, tmp_path, capsys):
     assert notes.count("note: ") == 4
     assert [row.up_messages for row in history] == [3, 2, 3, 3, 3, 3, 3, 3, 3]
     # who came back has what the others have, bit for bit
-    memories = [recall(context.state, method) for context in grid.contexts.values()]
+    memories = [recall(context.state, f"0.{method}") for context in grid.contexts.values()]
     for memory in memories:
         assert memory["version"] == 8 and np.array_equal(memory["theta"], memories[0]["theta"])
         assert np.array_equal(memory["live"], memories[0]["live"])
     assert accuracies(history)[-1] > 0.5
+
+
+def test_answers_that_tell_too_little_are_left_out(tmp_path, capsys):
+    gone = ["package", "numbers", "order", "metrics", "num-examples", "train_loss"]
+    grid = InProcessGrid(Faulty(dict(enumerate(gone, start=1))), 3)
+    place = place_at(tmp_path / "faulty")
+    history = run_rounds(grid, settings_of(8), "fedavg", place, lambda words: None)
+    notes = capsys.readouterr().err
+    for number, name in enumerate(gone, start=2):
+        assert re.search(rf"round {number} goes on without client 1: not an? .*{name}", notes), (
+            notes
+        )
+    assert notes.count("note: ") == 6 and len(history) == 8
+
+
+def test_nodes_with_the_same_part_or_none_are_left_out():
+    said, left = [], set()
+
+    def client(message, context):
+        reply = app(message, context)
+        if context.node_id == 4:
+            del reply.content["order"]
+        return reply
+
+    class Departing(InProcessGrid):
+        def get_node_ids(self):
+            return [node for node in super().get_node_ids() if node not in left]
+
+    grid = Departing(client, 4)
+    for node, part in ((3, 0), (2, 1)):
+        grid.contexts[node].node_config["partition-id"] = part
+    strategy = ExchangeStrategy(FedAvgServer(np.zeros(3)), {}, 2, 1.0, 0, said.append)
+    for _ in range(2):
+        strategy.meet(grid, 1.0)
+    assert strategy._nodes == {0: 1, 1: 2}
+    assert [words.partition(":")[2].split(":")[0] for words in said] == [
+        " node 3 is left out", " node 4 is left out"
+    ]  # fmt: skip
+    left.add(1)  # and comes back as another node
+    grid.contexts[5] = Context(1, 5, {"partition-id": 0}, RecordDict(), {})
+    strategy.meet(grid, 1.0)
+    assert strategy._nodes == {0: 5, 1: 2} and len(said) == 2
+
+
+def test_clients_remember_one_run(tmp_path):
+    grid = InProcessGrid(app, 3)
+    place = place_at(tmp_path)
+    for name in ("apf", "topk", "fedavg"):
+        run_rounds(grid, settings_of(3), name, place, lambda words: None)
+        for context in grid.contexts.values():
+            assert {key.removeprefix("left.").split(".")[1] for key in context.state} == {name}
 
 
 def test_who_hangs_is_left_out(tmp_path, capsys):

@@ -212,7 +212,8 @@ def test_an_embedded_weight_is_its_references_affine_function():
     assert which.any() and not which[known.reference].any()
     expected = known.a * server.theta[known.reference[known.mode]] + known.b
     assert np.array_equal(server.theta[which], expected[which])
-    assert np.array_equal(clients[0].coefficients.embedded | server._latest, which)
+    told = clients[0].coefficients.embedded
+    assert np.array_equal(told | server._embedded_after(server.version - 1), which)
 
 
 def test_no_more_than_the_most_are_embedded():
@@ -241,13 +242,36 @@ def test_coefficients_are_sent_once():
     downs = packages[0::4]  # to the first client
     told = [p for p in downs if "a" in p.arrays]
     known = server.coefficients
-    assert sum(len(p.arrays["a"]) for p in told) == int((known.embedded & ~server._latest).sum())
+    latest = server._embedded_after(server.version - 1)
+    assert sum(len(p.arrays["a"]) for p in told) == int((known.embedded & ~latest).sum())
     for package in told:
         count = len(package.arrays["a"])
         assert package.payload == (
             4 * len(package.arrays["values"]) + 9 * count + -(-N // 8)
             + 4 * len(known.reference)
         )  # fmt: skip
+
+
+def test_who_missed_rounds_is_told_of_what_was_embedded_since():
+    server, clients = sides("cmd", 2)
+    play(server, clients, 9, lambda number: range(2))
+    known = clients[1].coefficients.embedded.copy()
+    have = server.version - 1  # of both
+    for _ in range(4):  # the second one is away
+        clients[0].receive(server.down(server.version - 1))
+        server.aggregate([clients[0].up(clients[0].theta + np.float32(0.01))], [1])
+    package, all_of_it = server.down(have), server.down(None)
+    new = server.coefficients.embedded & ~known
+    assert known.any() and len(package.arrays["a"]) == new.sum() > 0
+    assert package.payload == all_of_it.payload - 9 * known.sum()
+    clients[1].receive(package)
+    assert np.array_equal(clients[1].theta, server.theta)
+    assert np.array_equal(clients[1].live, server.live)
+    _, (forgetful,) = sides("cmd", 1)
+    with pytest.raises(OutOfStepError):
+        forgetful.receive(package)
+    forgetful.receive(all_of_it)
+    assert np.array_equal(forgetful.theta, server.theta)
 
 
 class SlowFreezing:

@@ -21,7 +21,7 @@ from tests.test_federated_resume import (  # noqa: F401 (quick is a fixture)
     settings_of,
 )
 from utils.federated.contenders import CONTENDERS, Contender
-from utils.federated.equal_bytes import bytes_to, within
+from utils.federated.equal_bytes import OVER, bytes_to, means, opponent, within
 from utils.federated.leftovers import of_clients, to_clients
 from utils.federated.picture import plot
 from utils.federated.report import over_seeds, summarise
@@ -39,7 +39,7 @@ CODED = [
 def history(accuracies, payload):
     """Rounds of two messages, which carry so many bytes each."""
     return [
-        Round(number, 1.0, accuracy, 1.0, 1.0, 1, payload, payload, 1, payload, payload, 0.5)
+        Round(number, 1.0, accuracy, 1.0, 1.0, 1, payload, payload, 1, payload, payload, False, 0.5)
         for number, accuracy in enumerate(accuracies, start=1)
     ]
 
@@ -61,7 +61,25 @@ def test_accuracy_at_equal_bytes_by_hand():
     assert [within(FEDAVG, limit) for limit in (799, 800, 2399, 2400, 9999)] == [
         None, 0.5, 0.6, 0.7, 0.8
     ]  # fmt: skip
-    assert [bytes_to(HALF, target) for target in (0.4, 0.6, 0.791, 0.8)] == [400, 800, 1600, None]
+    assert means(HALF) == pytest.approx([0.5, 0.55, 0.59667, 0.64525], abs=1e-5)
+    assert means(history([0.0] + [0.5] * OVER, 1))[-2:] == pytest.approx([0.4, 0.5])
+    assert [bytes_to(HALF, target) for target in (0.4, 0.55, 0.64525, 0.65)] == [
+        400, 800, 1600, None
+    ]  # fmt: skip
+
+
+def test_a_lucky_round_reaches_nothing():
+    lucky = history([0.5, 0.6, 0.9, 0.6], 200)
+    assert bytes_to(lucky, 0.65) == 1200 and bytes_to(lucky, 0.7) is None
+
+
+def test_who_is_compared_with_whom():
+    names = ["fedavg", "fedavg-bf16", "cmd", "cmd-bf16", "topk-int8"]
+    assert {name: opponent(name, names) for name in names} == {
+        "fedavg": None, "fedavg-bf16": "fedavg", "cmd": "fedavg", "cmd-bf16": "fedavg-bf16",
+        "topk-int8": "fedavg",
+    }  # fmt: skip
+    assert opponent("cmd-bf16", ["cmd", "cmd-bf16"]) is None
 
 
 def test_the_tables_of_a_run():
@@ -71,14 +89,25 @@ def test_the_tables_of_a_run():
     assert summary["fedavg_bytes"] == 3200
     assert ours["within"] == {"10": None, "20": 0.5, "30": 0.6, "50": 0.791, "100": 0.791}
     assert theirs["within"] == {"10": None, "20": None, "30": 0.5, "50": 0.6, "100": 0.8}
-    assert ours["bytes_to"] == {"0": None, "0.5": None, "1": 1600}
+    assert summary["fedavg_end"] == pytest.approx(0.65)
+    assert ours["bytes_to"] == {"0": None, "0.5": 1600, "1": 1600}
     assert theirs["bytes_to"] == {"0": 3200, "0.5": 3200, "1": 3200}
     overview, equal, reached = tables([summary]).split("\n\n")
     assert "50.0 %" in overview
     assert equal.splitlines()[3].split() == (
         ["CMD", "bf16", "–", "50.00", "%", "60.00", "%", "79.10", "%", "(79.10", "%)"]
     )
-    assert reached.splitlines()[3].split() == ["CMD", "bf16", "–", "–", "0.0", "(50.0", "%)"]
+    assert reached.splitlines()[3].split() == [
+        "CMD",
+        "bf16",
+        "–",
+        "0.0",
+        "(50.0",
+        "%)",
+        "0.0",
+        "(50.0",
+        "%)",
+    ]
 
 
 def test_without_fedavg_its_bytes_are_what_they_would_be():
@@ -99,7 +128,7 @@ def test_a_seed_without_fedavg_has_no_bytes_to_its_accuracy():
 
 
 def test_an_accuracy_half_a_point_below_is_half_a_point_below():
-    last = history([0.29, 0.5, 0.7, 0.2905], 400)  # 0.2905 - 0.5 / 100 is above 0.2855
+    last = history([0.2905] * 4, 400)  # 0.2905 - 0.5 / 100 is above 0.2855
     ours = {"fedavg": last, "cmd": history([0.2855, 0.1, 0.1, 0.1], 400)}
     found = summarise(settings_of(), ours, WEIGHTS)["methods"]["cmd"]["bytes_to"]
     assert found["0.5"] == 800
@@ -121,11 +150,14 @@ def test_over_seeds_differences_are_paired(tmp_path):
     assert apf["last"]["minus_fedavg"]["mean"] == pytest.approx(0.02)
     low, high = apf["last"]["minus_fedavg"]["interval"]
     assert low == pytest.approx(0.02 - 12.706 * 0.01, abs=1e-4) and high > 0.1
-    assert apf["within"]["10"] is None and "minus_fedavg" not in apf["within"]["20"]
-    assert apf["bytes_to"]["0"]["values"] == [1600, 1200]
+    assert apf["within"]["10"] == {"mean": None, "std": None, "values": [None, None]}
+    assert "minus_fedavg" not in apf["within"]["20"] and apf["compared_with"] == "fedavg"
+    assert summary["methods"]["fedavg"]["compared_with"] is None
+    assert apf["bytes_to"]["0"]["values"] == [1600, 1600]
+    assert summary["fedavg_bytes"]["values"] == [3200, 3200]
     words = tables(summaries)
     assert "77.00 ± 5.66 %" in words and "95 % interval, 2 seeds" in words
-    assert "+2.00 (−10.71 … +14.71)" in words
+    assert "APF − FedAvg" in words and "+2.00 (−10.71 … +14.71)" in words
     plot(settings, runs, tmp_path / "seeds.png")
     assert (tmp_path / "seeds.png").stat().st_size > 0
 
@@ -150,8 +182,13 @@ def test_what_they_had_to_say_elsewhere_is_lost_and_said(tmp_path):
     store = Store.of(tmp_path / "federated/lenet_iid")
     state = store.load("topk/checkpoint.pt")
     store.save(state | {"left": None}, "topk/checkpoint.pt")  # as after rounds on Ray
-    notes = give(argv, tmp_path).notes
-    assert any("what clients had still to say is lost" in note for note in notes)
+    last = give(argv, tmp_path)
+    assert any("what clients had still to say is lost" in note for note in last.notes)
+    assert "top-k*" in last.out and "* what clients had still to say was lost" in last.out
+    summary = json.loads((store.folder / "summary.json").read_text())
+    assert summary["methods"]["topk"]["lost"]
+    column = rows_of(tmp_path)[0].index("lost")
+    assert [row[column] for row in rows_of(tmp_path)[1:]] == ["False", "False", "True", "False"]
 
 
 def test_what_clients_elsewhere_had_to_say_is_not_here():

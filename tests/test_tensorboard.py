@@ -33,7 +33,7 @@ def rows(path, labels, step):
         columns = found.setdefault(labels[row.pop("method")], defaultdict(list))
         number = int(row.pop(step))
         for name, value in row.items():
-            if value:
+            if value and name != "lost":
                 columns[name].append((number, pytest.approx(float(value), rel=1e-6)))
     return found
 

@@ -7,14 +7,22 @@ import numpy as np
 import torch
 
 from utils.base_utils import get_model
-from utils.cmd.vector import layer_sizes, read_vector, write_vector
+from utils.cmd.vector import read_vector, write_vector
 from utils.data.datasets import Dataset
 from utils.federated.contenders import Contender
 from utils.federated.exchange import OutOfStepError, Package
-from utils.federated.flower import ClientApp, Context, Message, MetricRecord
-from utils.federated.leftovers import leave_over, run_of, take_up
+from utils.federated.flower import ClientApp, Context, Message
+from utils.federated.leftovers import forget_others, leave_over, run_of, take_up
 from utils.federated.lent import lent_model
-from utils.federated.messages import content_of, order_of, package_of, recall, remember
+from utils.federated.messages import (
+    METRICS,
+    content_of,
+    metrics_record,
+    order_of,
+    package_of,
+    recall,
+    remember,
+)
 from utils.federated.partition import partition
 from utils.federated.settings import FederatedSettings
 from utils.system.devices import choose_device
@@ -48,8 +56,10 @@ def train(message: Message, context: Context) -> Message:
         raise UserError(f"the images in {data_dir} are not those of the server")
     with lent_model(settings, len(dataset.classes), device) as model:
         part = _part(context)
-        client = Contender.named(method).client(settings, layer_sizes(model), part)
-        memory, run = recall(context.state, method), run_of(settings, method)
+        client = Contender.named(method).client(settings, model, part)
+        run = run_of(settings, method)
+        forget_others(context.state, run)
+        memory = recall(context.state, run)
         if memory is not None:
             client.load_state_dict(memory)
         try:
@@ -74,15 +84,14 @@ def train(message: Message, context: Context) -> Message:
                 settings.batch_size,
                 epoch_generator(settings.seed, draw, device),
             )
-            loss, accuracy = train_epoch(model, batches, optimizer, None, compute, after)
+            loss, _ = train_epoch(model, batches, optimizer, None, compute, after)
         trained = read_vector(model).cpu().numpy()
 
     content = content_of(client.up(trained), part=part)
-    remember(context.state, method, client.state_dict())
+    remember(context.state, run, client.state_dict())
     if client.sender is not None:
         leave_over(context.state, run, client.sender)
-    metrics = {"num-examples": len(split), "train_loss": loss, "train_acc": accuracy}
-    content["metrics"] = MetricRecord(metrics)
+    content[METRICS] = metrics_record(len(split), loss)
     return Message(content, reply_to=message)
 
 

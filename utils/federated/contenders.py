@@ -1,17 +1,16 @@
 """Who is compared: each method at each transport."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from utils.cmd.vector import layer_sizes
+from utils.cmd.vector import layer_sizes, named_layers
+from utils.federated.draws import DOWN, UP
 from utils.federated.exchange import ClientSide, ServerSide, Vector
 from utils.federated.methods import METHODS, FederatedMethod
 from utils.federated.settings import FederatedSettings
 from utils.federated.transport import BF16, FP32, INT8, TRANSPORTS, Sender
 
-DOWN, UP = 1, 2  # in the streams of draws
 LINES = {FP32: "-", BF16: "--", INT8: ":"}  # in plots
 
 
@@ -60,28 +59,33 @@ class Contender:
 
     def server(self, settings: FederatedSettings, theta: Vector, module: nn.Module) -> ServerSide:
         """Make its server; for the arguments see FederatedMethod."""
-        sender = self._sender(settings, layer_sizes(module), (DOWN, 0))
+        sender = self._sender(settings, module, (DOWN, 0))
         return self._method.server(settings, theta, module, sender)
 
-    def client(self, settings: FederatedSettings, sizes: Sequence[int], part: int) -> ClientSide:
+    def client(self, settings: FederatedSettings, module: nn.Module, part: int) -> ClientSide:
         """Make a client.
 
         Args:
             settings: the run's.
-            sizes: how many weights each layer of θ has.
+            module: of the layers whose weights θ holds.
             part: of the images, which the client has.
         """
-        return self._method.client(settings, sum(sizes), self._sender(settings, sizes, (UP, part)))
+        sender = self._sender(settings, module, (UP, part))
+        return self._method.client(settings, sum(layer_sizes(module)), sender)
 
     @property
     def _method(self) -> FederatedMethod:
         return METHODS[self.method]
 
     def _sender(
-        self, settings: FederatedSettings, sizes: Sequence[int], stream: tuple[int, int]
+        self, settings: FederatedSettings, module: nn.Module, stream: tuple[int, int]
     ) -> Sender | None:
         coding = self._method.coding(settings, self.transport)
-        return None if coding is None else Sender(coding, sizes, (settings.seed, *stream))
+        if coding is None:
+            return None
+        layers = [tensor for _, tensor in named_layers(module)]
+        statistics = [not isinstance(tensor, nn.Parameter) for tensor in layers]
+        return Sender(coding, layer_sizes(module), (settings.seed, *stream), statistics)
 
 
 CONTENDERS = tuple(Contender(method, transport) for method in METHODS for transport in TRANSPORTS)

@@ -75,14 +75,24 @@ class CMDServer(ServerSide):
         )  # fmt: skip
         self._followed = copy.deepcopy(module)  # θ as a module, which is what CMD follows
         self.coefficients = Coefficients.none(len(theta))  # of weights not embedded: at the last L
-        self._latest = self.coefficients.embedded  # embedded when this version was made
+        self._embedded_at = np.zeros(len(theta), dtype=np.int32)  # the version; 0 for not embedded
 
     def _news(self) -> Package:
-        live = self.live | self._latest  # in the last round
-        return Package(self._told_of(self.live, live) | self._told(self._latest))
+        latest = self._embedded_after(self.version - 1)
+        live = self.live | latest  # in the last round
+        return Package(self._told_of(self.live, live) | self._told(latest))
 
-    def _everything(self) -> Package:
-        return Package({"values": self.theta[self.live]} | self._told(self.coefficients.embedded))
+    def _everything(self, have: int | None) -> Package:
+        """Tell of the weights embedded since the client knew of all: their a, b stay."""
+        told = self._told(self._embedded_after(have or 0))
+        package = Package({"values": self.theta[self.live]} | told)
+        if have:
+            package.numbers["since"] = have
+        return package
+
+    def _embedded_after(self, version: int) -> np.ndarray:
+        """Find the weights that are embedded, but were not at a version, bool [N]."""
+        return self._embedded_at > version
 
     def _told(self, which: np.ndarray) -> dict[str, np.ndarray]:
         """Gather what a client has to know of the weights in `which`, bool [N].
@@ -105,7 +115,6 @@ class CMDServer(ServerSide):
         self.theta = self.coefficients.apply(self.theta)
         write_vector(torch.from_numpy(self.theta), self._followed)
         self._online.update_parameters(self._followed)
-        self._latest = np.zeros_like(self._latest)
         if round_number < settings.warmup:
             return
         if round_number == settings.warmup:
@@ -113,7 +122,7 @@ class CMDServer(ServerSide):
             a, b, mode, reference = (
                 each.numpy().copy() for each in (cmd.a, cmd.b, cmd.mode, cmd.reference)
             )
-            self.coefficients = Coefficients(a, b, mode, reference, self._latest)
+            self.coefficients = Coefficients(a, b, mode, reference, self.coefficients.embedded)
         elif (round_number - settings.warmup) % settings.window == 0:
             self._embed_more()
 
@@ -127,24 +136,24 @@ class CMDServer(ServerSide):
         count = min(math.ceil(n_weights * settings.percentage / 100), room)
         arrays = (change, known.embedded, known.reference)
         more = steadiest(*map(torch.from_numpy, arrays), count)
-        self._latest[more.numpy()] = True
+        self._embedded_at[more.numpy()] = self.version
         self.coefficients = replace(
             known,
             a=np.where(known.embedded, known.a, a),
             b=np.where(known.embedded, known.b, b),
-            embedded=known.embedded | self._latest,
+            embedded=self._embedded_at > 0,
         )
         self.live = ~self.coefficients.embedded
         self.theta = self.coefficients.apply(self.theta)
 
     def state_dict(self) -> dict:
-        own = {"latest": self._latest, "cmd": self._online.state_dict()}
+        own = {"embedded_at": self._embedded_at, "cmd": self._online.state_dict()}
         return super().state_dict() | self.coefficients.state_dict() | own
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self.coefficients = Coefficients.from_state_dict(state)
-        self._latest = state["latest"]
+        self._embedded_at = state["embedded_at"]
         self._online.load_state_dict(state["cmd"])
 
 
@@ -180,8 +189,9 @@ class CMDClient(ClientSide):
         self.live = ~self.coefficients.embedded
 
     def _take_everything(self, package: Package) -> None:
-        self.coefficients = Coefficients.none(len(self.theta))
-        self.live = ~self.coefficients.embedded
+        if package.numbers["since"] < 0:
+            self.coefficients = Coefficients.none(len(self.theta))
+            self.live = ~self.coefficients.embedded
         self._learn(package.arrays)
         theta = self.theta.copy()
         theta[self.live] = package.arrays["values"]

@@ -1,17 +1,41 @@
 """What decides between contenders: accuracy at equal bytes, and bytes to an accuracy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from utils.federated.contenders import Contender
 from utils.federated.rounds import Round
 from utils.federated.settings import FederatedSettings
 from utils.federated.strategy import taking_part
 
 MARKS = (10, 20, 30, 50, 100)  # of FedAvg's bytes, in percent
-BELOW = (0.0, 0.5, 1.0)  # FedAvg's last accuracy, in points
-ROUNDING = 1e-9  # of differences of accuracies, which are whole images of a split
-FEDAVG = "fedavg"  # with which all are compared
+BELOW = (0.0, 0.5, 1.0)  # FedAvg's accuracy in the end, in points
+OVER = 5  # rounds that an accuracy is the mean of, if it is to be reached
+ROUNDING = 1e-9  # of differences of accuracies
+FEDAVG = "fedavg"  # at fp32, whose bytes are 100 %
+
+
+def opponent(name: str, names: Collection[str]) -> str | None:
+    """Name the contender that another one is compared with: FedAvg at its transport, or at fp32.
+
+    Args:
+        name: the other's.
+        names: of those that were run.
+
+    Returns:
+        None if there is none.
+    """
+    same_transport = Contender(FEDAVG, Contender.named(name).transport).name
+    found = (each for each in (same_transport, FEDAVG) if each in names and each != name)
+    return next(found, None)
+
+
+def means(rounds: Sequence[Round]) -> np.ndarray:
+    """Average the test accuracy of the last OVER rounds, up to each one: float64 [rounds]."""
+    accuracies = [each.test_acc for each in rounds]
+    stops = range(1, len(rounds) + 1)
+    return np.array([np.mean(accuracies[max(0, stop - OVER) : stop]) for stop in stops])
 
 
 def sent_so_far(rounds: Sequence[Round]) -> np.ndarray:
@@ -39,13 +63,13 @@ def within(rounds: Sequence[Round], limit: float) -> float | None:
 
 
 def bytes_to(rounds: Sequence[Round], accuracy: float) -> int | None:
-    """Count the bytes up to the first round with a test accuracy, or more; None if none has it."""
-    reached = (
-        int(sent)
-        for sent, each in zip(sent_so_far(rounds), rounds, strict=True)
-        if each.test_acc >= accuracy - ROUNDING
-    )
-    return next(reached, None)
+    """Count the bytes up to the first round with a test accuracy, or more; None if none has it.
+
+    The accuracy is the mean of OVER rounds: of single ones the luckiest would be found, and the
+    more rounds a method plays for its bytes, the luckier.
+    """
+    reached = np.flatnonzero(means(rounds) >= accuracy - ROUNDING)
+    return int(sent_so_far(rounds)[reached[0]]) if len(reached) else None
 
 
 def decisive(
@@ -53,14 +77,14 @@ def decisive(
 ) -> dict[str, dict]:
     """Compute the figures of each contender, by name.
 
-    "within" has the accuracies at the MARKS, by them, and "bytes_to" the bytes to FedAvg's last
-    accuracy but for the points in BELOW, by them; it is empty unless FedAvg was run, too.
+    "within" has the accuracies at the MARKS, by them, and "bytes_to" the bytes to FedAvg's accuracy
+    in the end but for the points in BELOW, by them; it is empty unless FedAvg was run, too.
     """
     total = whole(settings, histories, n_weights)
     targets = {}
     if FEDAVG in histories:
-        last = histories[FEDAVG][-1].test_acc
-        targets = {f"{points:g}": last - points / 100 for points in BELOW}
+        end = float(means(histories[FEDAVG])[-1])
+        targets = {f"{points:g}": end - points / 100 for points in BELOW}
     return {
         name: {
             "within": {f"{mark}": within(rounds, total * mark / 100) for mark in MARKS},

@@ -66,8 +66,9 @@ class ServerSide(ABC):
             have: the version that the client knows; None where that is none, or not certain.
         """
         in_step = have is not None and have == self.version - 1
-        package = self._news() if in_step else self._everything()
-        package.numbers |= {"version": self.version, "since": have if in_step else -1}
+        package = self._news() if in_step else self._everything(have)
+        numbers = {"version": self.version, "since": have if in_step else -1}
+        package.numbers = numbers | package.numbers
         return package
 
     def check(self, package: Package) -> None:
@@ -115,15 +116,20 @@ class ServerSide(ABC):
         kept = which[live]
         if kept.all():
             return dict(self._changes)
-        return self._changes | {"values": self._changes["values"][kept]}
+        return self.sender.of_some(self._changes, live, kept)
 
     @abstractmethod
     def _news(self) -> Package:
         """Make the package for a client that knows the version before."""
 
     @abstractmethod
-    def _everything(self) -> Package:
-        """Make the package for a client that knows nothing."""
+    def _everything(self, have: int | None) -> Package:
+        """Make the package for a client that missed what made this version.
+
+        Args:
+            have: the version that it knows. A package that builds on it says so, as its number
+                "since".
+        """
 
     def _aggregated(self) -> None:  # noqa: B027 (optional to override)
         """Decide what is live from now on: θ has its next version."""
@@ -170,7 +176,7 @@ class ClientSide(ABC):
         version, since = package.numbers["version"], package.numbers["since"]
         if since >= 0 and since != self.version:
             raise OutOfStepError(f"news since version {since}, this client has {self.version}")
-        if since >= 0:
+        if since >= 0 and since == version - 1:
             self._take_news(package)
         else:
             self._take_everything(package)

@@ -12,7 +12,7 @@ class FedAvgServer(ServerSide):
     def _news(self) -> Package:
         return Package(self._told_of(self.live, self.live))
 
-    def _everything(self) -> Package:
+    def _everything(self, have: int | None) -> Package:
         return Package({"values": self.theta.copy()})
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from utils.federated.draws import FREEZING, drawing
 from utils.federated.exchange import ClientSide, Package, Restraint, ServerSide, Vector
 from utils.federated.places import Places
 from utils.federated.transport import Sender
@@ -29,7 +30,7 @@ class FreezingSettings:
 
     alpha: float = 0.99
     threshold: float = 0.05
-    every: int = 5
+    every: int = 1
     random: bool = False
     seed: int = 0
 
@@ -101,7 +102,7 @@ class Freezing:
 
     def _freeze_at_random(self, unstable: np.ndarray, round_number: int) -> None:
         """Freeze some of the unstable weights, bool [N], for some checks (A-APF)."""
-        draw = np.random.default_rng([self.settings.seed, round_number])
+        draw = drawing(self.settings.seed, FREEZING, round_number)
         chosen = draw.random(len(unstable)) < min(round_number / ROUNDS, MOST)
         longest = 1 + round_number // LENGTHEN
         lengths = draw.integers(1, longest, size=len(unstable), endpoint=True, dtype=np.int32)
@@ -132,7 +133,7 @@ class FreezingServer(ServerSide):
     def _news(self) -> Package:
         return Package(self._told_of(self._sent, self._sent))
 
-    def _everything(self) -> Package:
+    def _everything(self, have: int | None) -> Package:
         """Send θ, and what was known at its last check, to go on deciding with the others."""
         if self.version == 0:  # nothing was
             return Package({"values": self.theta.copy()})

@@ -20,16 +20,21 @@ def run_of(settings: FederatedSettings, contender: str) -> str:
     return f"{settings.seed}.{contender}"
 
 
+def forget_others(records: RecordDict, run: str) -> None:
+    """Let a client's memory be that of one run."""
+    for name in list(records):
+        if not name.removeprefix(KEY).startswith(f"{run}."):
+            del records[name]
+
+
 def leave_over(records: RecordDict, run: str, sender: Sender) -> None:
     """Keep, in a client's memory, what its sender has still to say.
 
     Args:
-        records: the memory, which keeps that of one run.
+        records: the memory.
         run: names the run.
         sender: the client's.
     """
-    for name in [name for name in records if name.startswith(KEY)]:
-        del records[name]
     remember(records, KEY + run, {RESIDUAL: sender.residual})
 
 

@@ -1,11 +1,15 @@
 """Packages as the content of Flower's messages, and client memory as records of its context."""
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 
 from utils.federated.exchange import Package
-from utils.federated.flower import Array, ArrayRecord, ConfigRecord, RecordDict
+from utils.federated.flower import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-PACKAGE, NUMBERS, ORDER = "package", "numbers", "order"
+PACKAGE, NUMBERS, ORDER, METRICS = "package", "numbers", "order", "metrics"
+IMAGES, LOSS = "num-examples", "train_loss"
 
 
 def content_of(package: Package, **order: str | int) -> RecordDict:
@@ -27,17 +31,59 @@ def package_of(content: RecordDict) -> Package:
     Raises:
         ValueError: it holds none, or arrays that are not plain numbers.
     """
-    try:
+    with _reading("a package"):
         arrays = {name: array.numpy() for name, array in content[PACKAGE].items()}
         numbers = {name: int(value) for name, value in content[NUMBERS].items()}
-    except Exception as error:  # what was sent instead may be anything
-        raise ValueError(f"not a package ({type(error).__name__}: {error})") from error
     return Package(arrays, numbers)
 
 
 def order_of(content: RecordDict) -> dict:
-    """Read what a message tells besides its package."""
-    return dict(content[ORDER])
+    """Read what a message tells besides its package.
+
+    Raises:
+        ValueError: it does not tell that.
+    """
+    with _reading("an answer"):
+        return dict(content[ORDER])
+
+
+def part_of(content: RecordDict) -> int:
+    """Read which part of the images a client says it has.
+
+    Raises:
+        ValueError: it does not say that.
+    """
+    with _reading("an answer"):
+        return int(content[ORDER]["part"])
+
+
+def metrics_record(images: int, loss: float) -> MetricRecord:
+    """Make the record of how many images a client trained on, and its mean loss."""
+    return MetricRecord({IMAGES: images, LOSS: loss})
+
+
+def metrics_of(content: RecordDict) -> tuple[int, float]:
+    """Read what a client trained on: how many images, and its mean loss.
+
+    Raises:
+        ValueError: it does not tell that.
+    """
+    with _reading("an answer"):
+        metrics = content[METRICS]
+        return int(metrics[IMAGES]), float(metrics[LOSS])
+
+
+@contextlib.contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Read what was sent, instead of which anything may be.
+
+    Raises:
+        ValueError: the block cannot use it.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"not {what} ({type(error).__name__}: {error})") from error
 
 
 def remember(records: RecordDict, name: str, state: dict) -> None:

@@ -41,8 +41,9 @@ def plot(settings: FederatedSettings, runs: Sequence[Histories], path: Path) -> 
             look = contender.look | {"label": contender.label}
             draw_band(over_rounds, numbers, accuracy, **look)
             draw_band(over_bytes, sent, accuracy, **look)
-            # a round is played with what was live after the one before
-            live.plot(numbers, [100.0, *shares[:-1]], **look)
+            if shares.min() < 100 or len(names) == 1:
+                # a round is played with what was live after the one before
+                live.plot(numbers, [100.0, *shares[:-1]], **look)
             per_round.plot(numbers, np.diff(sent, prepend=0), **look)
             lowest = min(lowest, np.percentile(accuracy, 10))
         over_rounds.set_ylim(bottom=lowest - 2)

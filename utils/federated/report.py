@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from utils.federated.contenders import Contender
-from utils.federated.equal_bytes import FEDAVG, decisive, whole
+from utils.federated.equal_bytes import FEDAVG, decisive, means, opponent, whole
 from utils.federated.rounds import Round
 from utils.federated.settings import FederatedSettings
 from utils.results.paired import paired_difference
@@ -22,8 +22,10 @@ def summarise(
     """Compute the figures of each contender; accuracies are fractions, sizes bytes of all rounds.
 
     "share" is of what FedAvg's messages would carry, 4 bytes a weight in each. "wire_share" is of
-    FedAvg's serialised bytes; it is None unless FedAvg was run, too. For "within" and "bytes_to"
-    see `decisive`; "fedavg_bytes" is what 100 % are there.
+    FedAvg's serialised bytes; it is None unless FedAvg was run, too. "lost" tells whether clients
+    elsewhere lost what they had still to say, as they do where a run is stopped. For "within" and
+    "bytes_to" see `decisive`; "fedavg_bytes" is what 100 % are there, "fedavg_end" what is to be
+    reached.
     """
     figures = {}
     decided = decisive(settings, histories, n_weights)
@@ -44,6 +46,7 @@ def summarise(
             "up": up,
             "share": (down + up) / max(1, 4 * n_weights * messages),
             "wire": wire,
+            "lost": any(each.lost for each in rounds),
             "seconds": round(sum(each.seconds for each in rounds), 3),
         } | decided[name]
     plain = figures.get(FEDAVG)
@@ -53,16 +56,18 @@ def summarise(
         "settings": asdict(settings),
         "n_weights": n_weights,
         "fedavg_bytes": whole(settings, histories, n_weights),
+        "fedavg_end": float(means(histories[FEDAVG])[-1]) if plain else None,
         "methods": figures,
     }
 
 
 def over_seeds(seeds: Sequence[int], summaries: Sequence[dict]) -> dict:
     """Compute the figures of equal runs with several seeds: of each, the values in their order,
-    the mean, and the sample standard deviation (None for one seed).
+    the mean, and the sample standard deviation (None for one seed); the mean is None of what not
+    all runs reached.
 
-    Those of contenders that not all runs have are left out, and so is what not all runs reached.
-    Accuracies have their differences to FedAvg's, paired by seed, with 95 % intervals.
+    Contenders that not all runs have are left out. Accuracies have their differences to those of
+    FedAvg, at the same transport if it was run, paired by seed, with 95 % intervals.
     """
     first = summaries[0]
     figures = {}
@@ -76,16 +81,19 @@ def over_seeds(seeds: Sequence[int], summaries: Sequence[dict]) -> dict:
                 for key in first["methods"][name][group]
             }
         figures[name] = own
-    theirs = figures.get(FEDAVG)
-    for own in figures.values() if theirs else ():
-        for mine, other in _compared(own, theirs):
-            if mine is not None and other is not None and mine is not other:
+    for name, own in figures.items():
+        own["compared_with"] = opponent(name, figures)
+        if own["compared_with"] is None:
+            continue
+        for mine, other in _compared(own, figures[own["compared_with"]]):
+            if mine["mean"] is not None and other["mean"] is not None:
                 found = paired_difference(mine["values"], other["values"])
                 mine["minus_fedavg"] = {"mean": found.mean, "interval": found.interval}
     settings = {key: value for key, value in first["settings"].items() if key != "seed"}
     return {
         "settings": settings | {"seeds": list(seeds)},
         "n_weights": first["n_weights"],
+        "fedavg_bytes": _spread([summary["fedavg_bytes"] for summary in summaries]),
         "methods": figures,
     }
 
@@ -99,16 +107,16 @@ def shared(summaries: Sequence[dict]) -> list[str]:
     ]
 
 
-def _compared(own: dict, theirs: dict) -> list[tuple[dict | None, dict | None]]:
+def _compared(own: dict, theirs: dict) -> list[tuple[dict, dict]]:
     """Pair one contender's accuracies with another's."""
     pairs = [(own[key], theirs[key]) for key in ("last", MEAN_LAST)]
     return pairs + [(own["within"][mark], theirs["within"][mark]) for mark in own["within"]]
 
 
-def _spread(values: Sequence[float | None]) -> dict | None:
-    """Describe values over seeds; None where one of them is."""
-    if any(value is None for value in values):
-        return None
+def _spread(values: Sequence[float | None]) -> dict:
+    """Describe values over seeds; without a mean if one of them is None."""
+    if None in values:
+        return {"mean": None, "std": None, "values": list(values)}
     std = stdev(values) if len(values) > 1 else None
     return {"mean": fmean(values), "std": std, "values": list(values)}
 

@@ -36,6 +36,7 @@ class Round:
         down_messages, up_messages: how many messages were sent to clients, and by them.
         down_payload, up_payload: bytes of what they carry.
         down_wire, up_wire: bytes of them as serialised.
+        lost: whether what clients had still to say before it was lost.
     """
 
     round: int
@@ -49,6 +50,7 @@ class Round:
     up_messages: int
     up_payload: int
     up_wire: int
+    lost: bool
     seconds: float
 
 
@@ -150,7 +152,7 @@ def run_rounds(
     start = time.perf_counter()
 
     def after_round(number: int, _: ArrayRecord) -> None:
-        nonlocal start
+        nonlocal start, lost
         if number == 0:  # before the first one
             return
         write_vector(torch.from_numpy(server.theta), model)
@@ -164,10 +166,10 @@ def run_rounds(
             Round(
                 len(history) + 1, loss, accuracy, strategy.train_loss, server.live_share,
                 down.messages, down.payload, down.wire, up.messages, up.payload, up.wire,
-                round(now - start, 3),
+                lost, round(now - start, 3),
             )
         )  # fmt: skip
-        start = now
+        start, lost = now, False
         rows = [asdict(row) for row in history]
         state = {"server": _packed(server.state_dict()), "history": rows, "have": strategy.have}
         if server.sender is not None:

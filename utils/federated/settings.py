@@ -114,7 +114,7 @@ class FreezingRounds(DataSettings):
     apf_threshold: float = option(
         0.05, "of effective perturbation, below which a weight is stable", positive, metavar="P"
     )
-    apf_every: int = option(5, "rounds from one check to the next", at_least(1), metavar="ROUNDS")
+    apf_every: int = option(1, "rounds from one check to the next", at_least(1), metavar="ROUNDS")
 
 
 @dataclass(frozen=True, kw_only=True)

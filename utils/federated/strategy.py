@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from utils.federated.draws import TAKING_PART, drawing
 from utils.federated.exchange import Package, ServerSide
 from utils.federated.flower import (
     ArrayRecord,
@@ -18,7 +19,7 @@ from utils.federated.flower import (
     Strategy,
     wire_bytes,
 )
-from utils.federated.messages import content_of, order_of, package_of
+from utils.federated.messages import content_of, metrics_of, order_of, package_of, part_of
 
 MEETING = 300.0  # seconds for clients to connect and to say who they are
 
@@ -84,6 +85,7 @@ class ExchangeStrategy(Strategy):
         self.down, self.up = Traffic(), Traffic()
         self.train_loss: float | None = None
         self._nodes: dict[int, int] = {}  # of each part
+        self._others: set[int] = set()  # nodes that are left out
         self._forgetful: set[int] = set()  # parts whose clients no longer know what they did
 
     def go_on(self, rounds: int, have: dict[int, int]) -> None:
@@ -121,18 +123,31 @@ class ExchangeStrategy(Strategy):
             if time.monotonic() > end:
                 break
             time.sleep(0.5)
-        unknown = sorted(set(grid.get_node_ids()) - set(self._nodes.values()))
+        connected = set(grid.get_node_ids())
+        unknown = sorted(connected - set(self._nodes.values()) - self._others)
         asked = [Message(content_of(Package()), node, MessageType.QUERY) for node in unknown]
         for reply in grid.send_and_receive(asked, timeout=timeout) if asked else ():
-            if reply.has_content():
-                self._nodes[int(order_of(reply.content)["part"])] = reply.metadata.src_node_id
+            if not reply.has_content():
+                continue
+            node = reply.metadata.src_node_id
+            try:
+                part = part_of(reply.content)
+            except ValueError as error:
+                self._others.add(node)
+                self.say(f"note: node {node} is left out: {error}")
+                continue
+            if self._nodes.get(part) in connected:
+                self._others.add(node)
+                self.say(f"note: node {node} is left out: another one has part {part}, too")
+                continue
+            self._nodes[part] = node
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Make a message for each client that takes part."""
         self.meet(grid, MEETING)
-        draw = np.random.default_rng([self.seed, self.round])
+        draw = drawing(self.seed, TAKING_PART, self.round)
         count = taking_part(self.clients, self.fraction)
         parts = np.sort(draw.permutation(self.clients)[:count]).tolist()
         self.down, self._asked, messages = Traffic(), {}, []
@@ -196,8 +211,7 @@ class ExchangeStrategy(Strategy):
         if "behind" in order_of(reply.content):
             raise ValueError("it was out of step, and is sent everything next time")
         self.server.check(package)
-        metrics = reply.content["metrics"]
-        count, loss = int(metrics["num-examples"]), float(metrics["train_loss"])
+        count, loss = metrics_of(reply.content)
         if count <= 0:
             raise ValueError(f"it trained on {count} images")
         return package, count, loss

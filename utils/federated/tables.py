@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from utils.federated.equal_bytes import FEDAVG
+from utils.federated.equal_bytes import FEDAVG, OVER, opponent
 from utils.federated.report import LAST, MEAN_LAST, shared
 from utils.results.paired import LEVEL, paired_difference
 from utils.results.summary import mean_and_deviation
@@ -13,7 +13,7 @@ HEADER = [
     "method", "last round", "mean of last {}", "best (round)",
     "MB down", "MB up", "of FedAvg's", "serialised MB", "of FedAvg's",
 ]  # fmt: skip
-NOTHING = "–"
+NOTHING, LOST = "–", "*"
 Figures = Sequence[dict]  # of one contender, one a run
 
 
@@ -23,23 +23,24 @@ def tables(summaries: Sequence[dict]) -> str:
     total = fmean(each["fedavg_bytes"] for each in summaries)
     parts = [_overview(runs, min(LAST, summaries[0]["settings"]["rounds"])), _within(runs, total)]
     if FEDAVG in runs:
-        parts.append(_bytes_to(runs, total))
-        if len(runs) > 1 and len(summaries) > 1:
-            parts.append(_differences(runs))
+        parts.append(_bytes_to(runs, total, [each["fedavg_end"] for each in summaries]))
+    if len(summaries) > 1 and any(opponent(name, runs) for name in runs):
+        parts.append(_differences(runs))
     return "\n\n".join(parts)
 
 
 def _overview(runs: dict[str, Figures], n_rounds: int) -> str:
     """Lay out accuracies, and bytes of all rounds."""
-    rows = []
+    rows, lost = [], False
     for own in runs.values():
+        lost |= any(each["lost"] for each in own)
         best = _accuracy([each["best"] for each in own])
         if len(own) == 1:
             best += f" ({own[0]['best_round']})"
         wire_share = [each["wire_share"] for each in own]
         rows.append(
             [
-                own[0]["label"],
+                own[0]["label"] + LOST * any(each["lost"] for each in own),
                 _accuracy([each["last"] for each in own]),
                 _accuracy([each[MEAN_LAST] for each in own]),
                 best,
@@ -50,7 +51,9 @@ def _overview(runs: dict[str, Figures], n_rounds: int) -> str:
                 "" if None in wire_share else _share(wire_share),
             ]
         )
-    return format_table([heading.format(n_rounds) for heading in HEADER], rows)
+    words = f"\n{LOST} what clients had still to say was lost where the run was stopped"
+    header = [heading.format(n_rounds) for heading in HEADER]
+    return format_table(header, rows) + words * lost
 
 
 def _within(runs: dict[str, Figures], total: float) -> str:
@@ -71,8 +74,8 @@ def _within(runs: dict[str, Figures], total: float) -> str:
     return format_table(header, rows) + words
 
 
-def _bytes_to(runs: dict[str, Figures], total: float) -> str:
-    """Lay out the bytes that it took to come to FedAvg's last accuracy, or near it."""
+def _bytes_to(runs: dict[str, Figures], total: float, ends: Sequence[float]) -> str:
+    """Lay out the bytes that it took to come to FedAvg's accuracy in the end, or near it."""
     rows = []
     for own in runs.values():
         cells = []
@@ -84,19 +87,22 @@ def _bytes_to(runs: dict[str, Figures], total: float) -> str:
             else:
                 cells.append(f"{_megabytes(values)} ({_share([fmean(values) / total])})")
         rows.append([own[0]["label"], *cells])
-    last = _accuracy([each["last"] for each in runs[FEDAVG]])
     below = (f"−{key} points" for key in list(runs[FEDAVG][0]["bytes_to"])[1:])
-    return format_table(["MB to FedAvg's last", last, *below], rows)
+    header = [f"MB to a mean of {OVER} rounds as FedAvg's last", _accuracy(ends), *below]
+    return format_table(header, rows)
 
 
 def _differences(runs: dict[str, Figures]) -> str:
-    """Lay out differences to FedAvg, in points, paired by seed."""
-    theirs = runs[FEDAVG]
-    marks = list(theirs[0]["within"])
+    """Lay out differences to FedAvg, at the same transport if it was run, in points, paired by
+    seed."""
+    first = next(iter(runs.values()))
+    marks = list(first[0]["within"])
     rows = []
     for name, own in runs.items():
-        if name == FEDAVG:
+        other = opponent(name, runs)
+        if other is None:
             continue
+        theirs = runs[other]
         pairs = [([each["last"] for each in own], [each["last"] for each in theirs])]
         pairs += [
             ([each["within"][mark] for each in own], [each["within"][mark] for each in theirs])
@@ -106,8 +112,8 @@ def _differences(runs: dict[str, Figures]) -> str:
             NOTHING if None in (*mine, *other) else paired_difference(mine, other).points()
             for mine, other in pairs
         ]
-        rows.append([own[0]["label"], *cells])
-    words = f"minus FedAvg, points ({100 * LEVEL:.0f} % interval, {len(theirs)} seeds)"
+        rows.append([f"{own[0]['label']} − {theirs[0]['label']}", *cells])
+    words = f"points ({100 * LEVEL:.0f} % interval, {len(first)} seeds)"
     header = [words, "last round", *(f"within {mark} %" for mark in marks)]
     return format_table(header, rows)
 

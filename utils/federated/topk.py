@@ -11,12 +11,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from utils.federated.gaps import read_gaps, write_gaps
 from utils.federated.transport import Arrays, Coding, Layers, Vector, expected
 
 
 class TopK(Coding):
-    """The P % largest changes, and where they are: a bit for each weight, or 4 bytes for each of
-    them, whichever is less."""
+    """The P % largest changes, and the gaps between them."""
 
     def __init__(self, percentage: float, values: Coding) -> None:
         """Prepare.
@@ -29,32 +29,19 @@ class TopK(Coding):
 
     def encode(self, change: Vector, layers: Layers, draw: np.random.Generator) -> Arrays:
         places = largest(change, self._count(len(change)))
-        where = {"places": places.astype(np.int32)}
-        if self._in_bits(len(change)):
-            which = np.zeros(len(change), dtype=bool)
-            which[places] = True
-            where = {"which": np.packbits(which)}
-        return self.values.encode(change[places], layers.at(places), draw) | where
+        gaps = write_gaps(places, len(change))
+        return self.values.encode(change[places], layers.at(places), draw) | {"gaps": gaps}
 
     def decode(self, arrays: Mapping[str, np.ndarray], layers: Layers) -> Vector:
-        length, count = len(layers.of), self._count(len(layers.of))
-        if self._in_bits(length):
-            bits = expected(arrays, "which", np.uint8, -(-length // 8))
-            places = np.flatnonzero(np.unpackbits(bits))
-        else:
-            places = expected(arrays, "places", np.int32, count)
-        inside = not len(places) or (places[0] >= 0 and places[-1] < length)
-        if len(places) != count or not inside or not (np.diff(places) > 0).all():
-            raise ValueError(f"not {count} places among {length} weights, in order")
+        length = len(layers.of)
+        gaps = expected(arrays, "gaps", np.uint8)
+        places = read_gaps(gaps, self._count(length), length)
         change = np.zeros(length, dtype=np.float32)
         change[places] = self.values.decode(arrays, layers.at(places))
         return change
 
     def _count(self, length: int) -> int:
         return math.ceil(length * self.percentage / 100)
-
-    def _in_bits(self, length: int) -> bool:
-        return -(-length // 8) < 4 * self._count(length)
 
 
 def largest(change: Vector, count: int) -> np.ndarray:

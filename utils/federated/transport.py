@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.federated.draws import drawing
+
 Vector = np.ndarray  # float32 [n] unless said otherwise
 Arrays = dict[str, np.ndarray]
 
@@ -55,7 +57,7 @@ class Coding(ABC):
         """
 
 
-class Plain(Coding):
+class Float32(Coding):
     """Four bytes a change."""
 
     def encode(self, change: Vector, layers: Layers, draw: np.random.Generator) -> Arrays:
@@ -65,8 +67,8 @@ class Plain(Coding):
         return expected(arrays, "values", np.float32, len(layers.of))
 
 
-class Half(Coding):
-    """Two bytes a change: bf16, rounded to nearest, ties to even."""
+class BFloat16(Coding):
+    """Two bytes a change, rounded to nearest, ties to even."""
 
     def encode(self, change: Vector, layers: Layers, draw: np.random.Generator) -> Arrays:
         bits = np.clip(change, -LARGEST_BF16, LARGEST_BF16).view(np.uint32)
@@ -78,7 +80,7 @@ class Half(Coding):
         return (values.astype(np.uint32) << 16).view(np.float32)
 
 
-class Byte(Coding):
+class Int8(Coding):
     """A byte a change, and a scale a layer: whole multiples of it, rounded up or down at random.
 
     The scale is 1/127 of the layer's largest change. The nearer a multiple, the likelier it is: the
@@ -103,30 +105,41 @@ class Byte(Coding):
         return values.astype(np.float32) * scales[layers.of]
 
 
-CODINGS: dict[str, Coding] = {FP32: Plain(), BF16: Half(), INT8: Byte()}
+CODINGS: dict[str, Coding] = {FP32: Float32(), BF16: BFloat16(), INT8: Int8()}
 TRANSPORTS = tuple(CODINGS)
 
 
 class Sender:
     """One end of a line: writes its own changes with error feedback, and reads the other's.
 
+    Statistics of layers (BatchNorm's) are written in float32, with nothing left over: training
+    comes to them from wherever it begins, and a change that waited would be made twice.
+
     Attributes:
         coding: how both ends write.
         residual: float32 [N], what was meant and is not sent yet.
     """
 
-    def __init__(self, coding: Coding, sizes: Sequence[int], stream: Sequence[int]) -> None:
+    def __init__(
+        self,
+        coding: Coding,
+        sizes: Sequence[int],
+        stream: Sequence[int],
+        statistics: Sequence[bool] = (),
+    ) -> None:
         """Begin with nothing left to send.
 
         Args:
             coding: how both ends write.
             sizes: how many weights each layer of θ has.
-            stream: numbers that tell this sender's draws from others'.
+            stream: what tells this sender's draws from others', see `drawing`.
+            statistics: whether each layer is of statistics; none is, if it is left out.
         """
         self.coding = coding
         self.residual = np.zeros(sum(sizes), dtype=np.float32)
         of = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
         self._layers = Layers(of, len(sizes))
+        self._statistics = np.repeat(np.array(statistics or [False] * len(sizes), bool), sizes)
         self._stream = tuple(stream)
 
     def send(self, change: Vector, which: np.ndarray, number: int) -> tuple[Arrays, Vector]:
@@ -143,12 +156,16 @@ class Sender:
         Raises:
             ValueError: changes are not finite; nothing has changed.
         """
-        meant, layers = self.residual[which] + change, self._layers.at(which)
+        meant = self.residual[which] + change
         if not np.isfinite(meant).all():
             raise ValueError("changes that are not finite")
-        draw = np.random.default_rng([*self._stream, number])
-        arrays = self.coding.encode(meant, layers, draw)
-        sent = self.coding.decode(arrays, layers)
+        statistics, layers = self._statistics[which], self._layers.at(which)
+        coded = ~statistics
+        draw = drawing(*self._stream, number)
+        arrays = self.coding.encode(meant[coded], layers.at(coded), draw)
+        if statistics.any():
+            arrays["statistics"] = meant[statistics]
+        sent = self._decoded(arrays, which)
         self.residual[which] = meant - sent
         return arrays, sent
 
@@ -158,22 +175,50 @@ class Sender:
         Raises:
             ValueError: it is not a message about these weights, or not finite.
         """
-        change = self.coding.decode(arrays, self._layers.at(which))
+        change = self._decoded(arrays, which)
         if not np.isfinite(change).all():
             raise ValueError("changes that are not finite")
         return change
 
+    def of_some(self, arrays: Arrays, which: np.ndarray, kept: np.ndarray) -> Arrays:
+        """Keep of a message, in which each weight has a value, what is of some of the weights.
+
+        Args:
+            arrays: the message.
+            which: bool [N], the n weights that it is about.
+            kept: bool [n], those of them that are kept.
+        """
+        statistics = self._statistics[which]
+        values = {"values": arrays["values"][kept[~statistics]]}
+        if statistics.any():
+            values["statistics"] = arrays["statistics"][kept[statistics]]
+        return arrays | values
+
+    def _decoded(self, arrays: Mapping[str, np.ndarray], which: np.ndarray) -> Vector:
+        statistics, layers = self._statistics[which], self._layers.at(which)
+        change = np.empty(len(statistics), dtype=np.float32)
+        change[~statistics] = self.coding.decode(arrays, layers.at(~statistics))
+        if statistics.any():
+            length = int(statistics.sum())
+            change[statistics] = expected(arrays, "statistics", np.float32, length)
+        return change
+
 
 def expected(
-    arrays: Mapping[str, np.ndarray], name: str, dtype: type[np.generic], length: int
+    arrays: Mapping[str, np.ndarray],
+    name: str,
+    dtype: type[np.generic],
+    length: int | None = None,
 ) -> np.ndarray:
-    """Return an array of a message.
+    """Return an array of a message, [length]; of any length, if that is None.
 
     Raises:
         ValueError: it is not there, or of another type or length.
     """
     found = arrays.get(name)
-    if found is None or found.dtype != dtype or found.shape != (length,):
+    right = found is not None and found.dtype == dtype and found.ndim == 1
+    if not right or (length is not None and len(found) != length):
         has = None if found is None else f"{found.dtype} {list(found.shape)}"
-        raise ValueError(f"{name} {np.dtype(dtype)} [{length}] were expected, not {has}")
+        of_length = "" if length is None else f" [{length}]"
+        raise ValueError(f"{name} {np.dtype(dtype)}{of_length} were expected, not {has}")
     return found

@@ -42,7 +42,7 @@ class Curves:
                 continue
             self._written.add((label, step))
             for name, value in columns.items():
-                if isinstance(value, (int, float)):
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
                     writer.add_scalar(name, value, step)
         writer.flush()
 
