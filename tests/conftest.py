@@ -18,7 +18,7 @@ from models.lenet import LeNet5
 from utils.base_utils import MODELS
 
 ROOT = Path(__file__).parent.parent
-SMALL = ["--dataset", "digits", "--model", "lenet", "--limit", "256"]
+SMALL = ["--dataset", "digits", "--model", "lenet", "--limit", "256", "--samples", "200"]
 
 
 ON_GPU = (

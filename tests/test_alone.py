@@ -11,7 +11,8 @@ import zipfile
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, exit_code
+from utils.cmd.__main__ import main
 
 NEEDED = {"torch", "numpy", "scipy", "safetensors", "tqdm"}
 OPTIONAL = {"callbacks/lightning.py": {"lightning", "pytorch_lightning"},
@@ -35,7 +36,10 @@ for epoch, theta in enumerate(trajectory[:3]):
 
 
 def check(name, folder, path):
-    """The README's example and more, in an empty folder, with nothing of the suite in sight."""
+    """The README's example and more, in an empty folder, with nothing of the suite in sight.
+
+    Returns what runs the command once more, with other flags.
+    """
     folder.mkdir(exist_ok=True)
     code = EXAMPLE.replace("utils.cmd_utils", name) + MORE.replace("NAME", name)
     own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -46,14 +50,7 @@ def check(name, folder, path):
     command = [sys.executable, "-m", name, *files, "--modes", "2", "--samples", "50"]
     done = subprocess.run(command, text=True, **run)
     assert done.returncode == 0 and "cmd.safetensors" in done.stdout, done.stderr
-    for wrong, words in (
-        (["--modes", "0"], "--modes"),
-        (["nothing.pt"], "nothing.pt"),
-        ([], "--overwrite"),
-    ):
-        done = subprocess.run([*command, *wrong], text=True, **run)
-        assert done.returncode == 2 and words in done.stderr, done.stderr
-        assert done.stderr.count("\n") == 1
+    return lambda *more: subprocess.run([*command, *more], text=True, **run)
 
 
 def test_it_imports_nothing_else():
@@ -73,7 +70,15 @@ def test_it_imports_nothing_else():
 
 def test_copied_under_another_name(tmp_path):
     shutil.copytree(ROOT / "utils/cmd", tmp_path / "here/anything")
-    check("anything", tmp_path / "empty", tmp_path / "here")
+    again = check("anything", tmp_path / "empty", tmp_path / "here")
+    for wrong, words in (
+        (["--modes", "0"], "--modes"),
+        (["nothing.pt"], "nothing.pt"),
+        ([], "--overwrite"),
+    ):
+        done = again(*wrong)
+        assert done.returncode == 2 and words in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +113,13 @@ def test_a_wheel_installs_the_algorithm_alone(wheel, tmp_path):
     check("correlation_modes", tmp_path / "empty", tmp_path / "site")
 
 
+def test_it_is_one_process(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert exit_code(lambda: main(["epoch_0.pt", "epoch_1.pt"])) == 2
+    error = capsys.readouterr().err
+    assert "without torchrun" in error and error.count("\n") == 1
+
+
 def test_how_the_command_ends(tmp_path):
     """Its name, SIGTERM, a closed pipe, a terminal of ASCII alone, and an argument of dashes."""
     shutil.copytree(ROOT / "utils/cmd", tmp_path / "anything")
@@ -120,12 +132,8 @@ def test_how_the_command_ends(tmp_path):
         "sys.exit(m.main())"
     )
     module = ["-m", "anything"]
-    several = (
-        "import os, sys; os.environ['WORLD_SIZE'] = '2'; import anything.__main__ as m\nm.main()"
-    )
     for how, more, out, code, words in (
         (module, ["--output", "a"], None, 0, "gewicht_"),
-        (["-c", several], [], None, 2, "without torchrun"),
         (module, ["--output", "b"], "closed", 141, ""),
         (module, ["--device=--"], None, 2, "python -m anything: error: argument --device: --"),
         (["-c", slow.format("SIGTERM")], [], None, 143, "correlation-modes: interrupted"),

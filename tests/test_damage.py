@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("narrow")
 
 RUN = ["--dataset", "digits", "--model", "lenet", "--limit", "64", "--epochs", "5"]
 RUN += ["--warmup_cmd", "1", "--p_bfgs", "1", "--warmup_pbfgs", "2", "--pbfgs_num", "2"]
-RUN += ["--cmd_embed", "1", "--embed_window", "1", "--ema", "1", "--swa", "1"]
+RUN += ["--cmd_embed", "1", "--embed_window", "1", "--ema", "1", "--swa", "1", "--samples", "200"]
 STATE = {"a": torch.arange(6.0), "deep": [{"n": 3}, torch.zeros(2, dtype=torch.int64)], "x": 0.5}
 READ_BY_NOBODY = ("summary.json", "all_methods_test_acc.png")  # every command makes them again
 

@@ -62,7 +62,7 @@ def test_each_is_online_cmd_with_a_sample_of_its_own(followed):
     trajectory = torch.from_numpy(np.load(folder / "trajectory.npy"))
     model = get_model("lenet").build(num_classes=10)
     for number in range(1, DRAWS):
-        online = OnlineCMD(model, 10, 1000, F, seed=stream_seed(0, number))
+        online = OnlineCMD(model, 10, 200, F, seed=stream_seed(0, number))
         for theta in trajectory:
             write_vector(theta, model)
             online.update_parameters(model)

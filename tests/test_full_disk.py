@@ -5,20 +5,19 @@ import os
 import random
 import re
 import resource
-import subprocess
-import sys
 
 import pytest
 import torch
 
 import train_cmd
-from tests.conftest import ROOT
 from tests.test_damage import RUN
 from tests.torture import outcome, same
 from utils.storage.files import atomic_write
 from utils.storage.sealed import save_tensors
 from utils.storage.trajectory import Trajectory
 from utils.system.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("narrow")
 
 LINE = re.compile(
     r"^train_cmd\.py: error: \S+ cannot be written \(.*\): it needs [\d,]+ bytes, [\d,]+ are free "
@@ -75,15 +74,17 @@ def test_full_at_any_write(disk, tmp_path, capsys):
         assert left == {path.name for path in (tmp_path / "whole/lenet").iterdir()}
 
 
-def test_files_that_may_not_grow(tmp_path):
+def test_files_that_may_not_grow(tmp_path, capsys):
     """The system's own limit, met within a checkpoint."""
-    limit = 5_000_000
     argv = [*RUN, "--results_dir", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, ROOT / "train_cmd.py", *argv], capture_output=True, text=True, cwd=ROOT,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )  # fmt: skip
-    assert done.returncode == 2 and LINE.match(done.stderr), done.stderr
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, before[1]))
+    try:
+        code = train_cmd.main(argv)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    error = capsys.readouterr().err
+    assert code == 2 and LINE.match(error) and "checkpoint.pt" in error, error
     assert train_cmd.main(argv) == 0
 
 

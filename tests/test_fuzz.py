@@ -22,7 +22,7 @@ from utils.base_utils import ModelEntry
 pytestmark = pytest.mark.usefixtures("narrow")
 
 QUICK = ["--dataset", "digits", "--model", "lenet", "--limit", "8", "--epochs", "3"]
-QUICK += ["--warmup_cmd", "1"]
+QUICK += ["--warmup_cmd", "1", "--samples", "100"]
 
 
 @pytest.fixture

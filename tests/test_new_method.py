@@ -1,6 +1,7 @@
 """A method is added by its class and its name in the registry."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,8 @@ class Midway(Method):
         write_vector((read_vector(module) + before) / 2, average)
         return average
 '''
-PLOTTED = """
+COMMANDS = """
+import json
 import sys
 import train_cmd
 from utils.results.pictures import accuracy
@@ -53,7 +55,12 @@ def tell(figure, *_):
     return []
 
 accuracy.save = tell
-sys.exit(train_cmd.main(sys.argv[1:]))
+for argv in json.loads(sys.argv[1]):
+    try:
+        code = train_cmd.main(argv)
+    except SystemExit as stopped:
+        code = stopped.code
+    print("ENDED", code)
 """
 
 
@@ -75,29 +82,29 @@ def suite(tmp_path_factory):
     return copy
 
 
-def run(suite, *argv):
-    command = [sys.executable, *argv]
-    return subprocess.run(command, cwd=suite, capture_output=True, text=True, timeout=120)
+def run(suite, *commands):
+    """(what it printed, its exit code) of each command, and what they wrote to stderr."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
+        cwd=suite, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return re.findall(r"(.*?)ENDED (\d+)\n", done.stdout, re.DOTALL), done.stderr
 
 
-def test_it_is_in_help(suite):
-    words = run(suite, "train_cmd.py", "--help").stdout
+def test_it_is_known_and_compared(suite):
+    argv = [*SMALL, "--epochs", "3", "--cmd_online", "", "--cmd_PostHoc", "", "--results_dir", "r"]
+    compared = [*argv, "--midway", "1"]  # of the stored run, as any method
+    said, error = run(suite, ["--help"], argv, compared, [*argv, "--midway_lag", "1"])
+    (words, *_), _, (out, _), _ = said
+    assert [code for _, code in said] == ["0", "0", "0", "2"], error
     assert "--midway BOOL" in words and "--midway_lag EPOCHS" in words
     assert "epochs that midway looks back" in " ".join(words.split())
-
-
-def test_it_is_compared_and_known(suite):
-    argv = [*SMALL, "--epochs", "3", "--cmd_online", "", "--cmd_PostHoc", "", "--results_dir", "r"]
-    before = run(suite, "train_cmd.py", *argv)
-    assert before.returncode == 0, before.stderr
-    done = run(suite, "-c", PLOTTED, *argv, "--midway", "1")  # of the stored run, as any method
-    assert done.returncode == 0, done.stderr
-    assert "ahead: 0 epochs of training, 3 tests" in done.stdout
-    table = done.stdout.split("\n\n")[-2]
+    assert "ahead: 0 epochs of training, 3 tests" in out
+    table = out.split("\n\n")[-2]
     assert any(line.startswith("Midway ") for line in table.splitlines())
-    legend = next(line for line in done.stdout.splitlines() if line.startswith("LEGEND"))
+    legend = next(line for line in out.splitlines() if line.startswith("LEGEND"))
     assert "Midway" in legend
     config = json.loads((suite / "r/lenet/config.json").read_text())
     assert config["settings"]["midway_lag"] == 2
-    other = run(suite, "train_cmd.py", *argv, "--midway_lag", "1")
-    assert other.returncode == 2 and "--midway_lag is 1 here and 2 there" in other.stderr
+    assert "--midway_lag is 1 here and 2 there" in error

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("narrow")
 
 RUN = ["--dataset", "digits", "--model", "lenet", "--limit", "64", "--epochs", "5"]
 RUN += ["--warmup_cmd", "1", "--cmd_embed", "1", "--embed_window", "1", "--ema", "1", "--swa", "1"]
+RUN += ["--samples", "200"]
 
 
 @pytest.fixture

@@ -28,16 +28,25 @@ METHODS = ("sgd", "cmd_posthoc", "cmd_online", "cmd_adaptive", "cmd_embed", "pbf
 METHODS += ("ema", "swa", "lawa")
 
 
-def torchrun(results, *flags, n_ranks=2):
+# the arguments, and then others that are wrong
+TWICE = """
+import sys, train_cmd
+print("code", train_cmd.main(sys.argv[1:]))
+sys.exit(train_cmd.main([*sys.argv[1:], "--warmup_cmd", "6", "--results_dir", "wrong"]))
+"""
+
+
+def torchrun(program, results, *flags, n_ranks):
     return subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *(f"--nproc_per_node={n_ranks}", ROOT / "train_cmd.py", *SMALL, *SIZES, *flags),
-            *("--results_dir", results),
+            *(f"--nproc_per_node={n_ranks}", "--no-python", sys.executable, *program),
+            *(*SMALL, *SIZES, *flags, "--results_dir", results),
         ],
         capture_output=True,
         text=True,
-        env=os.environ | {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"},
+        cwd=results,
+        env=os.environ | {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         timeout=240,
     )
 
@@ -50,25 +59,30 @@ def alone(tmp_path_factory):
     return results / "lenet"
 
 
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory):
+    """(results of a run of two processes, how they ended, which was with bad input)."""
+    results = tmp_path_factory.mktemp("two")
+    return results, torchrun(["-c", TWICE], results, *ALL, n_ranks=2)
+
+
 def accuracies(folder, method):
     rows = Metrics.stored(folder / "metrics.csv").of(method)
     assert [row.epoch for row in rows] == list(range(6))
     return [row.test_acc for row in rows]
 
 
-def test_cmd_of_the_same_trajectory(alone, tmp_path):
-    folder = tmp_path / "lenet"
-    shutil.copytree(alone, folder)
-    kept = (folder / "metrics.csv").read_text().splitlines(keepends=True)
+def check_cmd(folder, results):
+    """CMD by several processes is that of one process on the same trajectory."""
+    alone = shutil.copytree(folder, results / "lenet")
+    kept = (alone / "metrics.csv").read_text().splitlines(keepends=True)
     kept = [line for line in kept if not line.startswith("cmd_")]
-    (folder / "metrics.csv").write_text("".join(kept))
-    for path in folder.glob("cmd_*.pt"):
+    (alone / "metrics.csv").write_text("".join(kept))
+    for path in alone.glob("cmd_*.pt"):
         path.unlink()
-    before = (folder / "trajectory.npy").read_bytes()
-
-    result = torchrun(tmp_path, "--cmd_adaptive", "1")
-    assert result.returncode == 0, result.stderr
-    assert (folder / "trajectory.npy").read_bytes() == before
+    argv = [*SMALL, *SIZES, "--cmd_adaptive", "1", "--results_dir", str(results)]
+    assert train_cmd.main(argv) == 0
+    assert (alone / "trajectory.npy").read_bytes() == (folder / "trajectory.npy").read_bytes()
     for method in ("cmd_posthoc", "cmd_online", "cmd_adaptive"):
         ours, theirs = (CMDModel.load(at / f"{method}.pt") for at in (folder, alone))
         assert torch.equal(ours.reference, theirs.reference)
@@ -78,11 +92,15 @@ def test_cmd_of_the_same_trajectory(alone, tmp_path):
         assert accuracies(folder, method) == accuracies(alone, method)
 
 
-def test_everything_by_two_as_by_one(alone, tmp_path):
-    result = torchrun(tmp_path, *ALL)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("lenet on digits") == 1  # one process speaks
-    folder = tmp_path / "lenet"
+def test_cmd_of_the_same_trajectory(by_two, tmp_path):
+    check_cmd(by_two[0] / "lenet", tmp_path)
+
+
+def test_everything_by_two_as_by_one(alone, by_two):
+    results, ended = by_two
+    assert ended.stdout.count("code 0") == 2, ended.stderr
+    assert ended.stdout.count("lenet on digits") == 1  # one process speaks
+    folder = results / "lenet"
     assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}
     ours, theirs = (np.load(at / "trajectory.npy") for at in (folder, alone))
     assert np.abs(ours[0] - theirs[0]).max() < 1e-3  # the same batches; sums in another order
@@ -96,7 +114,7 @@ def test_everything_by_two_as_by_one(alone, tmp_path):
 
     # Finished, one process finds nothing left to do, and another number goes on with a run that
     # was cut off.
-    settings = [*SMALL, *SIZES, *ALL, "--results_dir", str(tmp_path)]
+    settings = [*SMALL, *SIZES, *ALL, "--results_dir", str(results)]
     before = (folder / "metrics.csv").read_bytes()
     assert train_cmd.main(settings) == 0
     assert (folder / "metrics.csv").read_bytes() == before
@@ -108,7 +126,7 @@ def test_another_number_of_ranks_goes_on(tmp_path, monkeypatch):
     real = run_module.train_epoch
 
     def interrupted(*arguments):
-        if len(np.load(tmp_path / "lenet" / "trajectory.npy", mmap_mode="r")) == 2:
+        if len(np.load(tmp_path / "lenet" / "trajectory.npy", mmap_mode="r")) == 4:
             raise KeyboardInterrupt
         return real(*arguments)
 
@@ -117,22 +135,24 @@ def test_another_number_of_ranks_goes_on(tmp_path, monkeypatch):
     while_alone = [*SMALL, *SIZES, *flags, "--results_dir", str(tmp_path)]
     assert train_cmd.main(while_alone) == 130
     trained = np.load(tmp_path / "lenet" / "trajectory.npy").copy()
-    assert 2 <= len(trained) < 6
+    assert 4 <= len(trained) < 6
 
-    result = torchrun(tmp_path, *flags, n_ranks=3)
+    flags += ["--cmd_adaptive", "1"]  # which follows what is stored first
+    result = torchrun([ROOT / "train_cmd.py"], tmp_path, *flags, n_ranks=3)
     assert result.returncode == 0, result.stderr
     went_on = np.load(tmp_path / "lenet" / "trajectory.npy")
     assert len(went_on) == 6 and np.array_equal(went_on[: len(trained)], trained)
     assert np.isfinite(went_on).all()
     accuracies(tmp_path / "lenet", "ema")
+    check_cmd(tmp_path / "lenet", tmp_path / "alone")
 
 
-def test_bad_input_is_said_once(tmp_path):
-    result = torchrun(tmp_path, "--warmup_cmd", "6")
-    assert result.returncode != 0
-    assert result.stderr.count("train_cmd.py: error: --warmup_cmd 6") == 1
-    assert 'train_cmd.py", line' not in result.stderr  # a traceback, but for torchrun's own
-    assert not any(tmp_path.iterdir())
+def test_bad_input_is_said_once(by_two):
+    results, ended = by_two
+    assert ended.returncode != 0
+    assert ended.stderr.count("train_cmd.py: error: --warmup_cmd 6") == 1
+    assert 'train_cmd.py", line' not in ended.stderr  # a traceback, but for torchrun's own
+    assert [path.name for path in results.iterdir()] == ["lenet"]
 
 
 @given(count=st.integers(0, 300), size=st.integers(1, 9))

@@ -16,10 +16,11 @@ from tests.test_data import make_folder
 from utils.base_utils import MODELS
 from utils.cmd.fitting import fit_cmd
 from utils.cmd.model import CMDModel
+from utils.methods.registry import METHODS
 from utils.training import run as run_module
 
 SHORT = ["--dataset", "digits", "--model", "lenet", "--limit", "64", "--epochs", "3"]
-SHORT += ["--warmup_cmd", "1"]
+SHORT += ["--warmup_cmd", "1", "--samples", "200"]
 
 
 def rows(folder):
@@ -82,7 +83,7 @@ def test_cmds_parameters_are_the_fit_of_the_trajectory(real_run):
     from utils.cmd.vector import layer_sizes
 
     sizes = layer_sizes(MODELS["lenet"].build(10))
-    sample = sample_weights(sizes, 1000, torch.Generator().manual_seed(0))
+    sample = sample_weights(sizes, 200, torch.Generator().manual_seed(0))
     fitted = fit_cmd(trajectory, sample, 10)
     assert torch.equal(fitted.a, posthoc.a) and torch.equal(fitted.mode, posthoc.mode)
     warm = fit_cmd(trajectory, sample, 10, end=5)
@@ -282,6 +283,8 @@ def test_help_tells_the_true_defaults(capsys):
     )  # fmt: skip
     assert (defaults.model, defaults.dataset, defaults.warmup_cmd) == ("res18", "cifar10", 20)
     assert (defaults.batch_size, defaults.results_dir, defaults.start) == (128, "results", 0)
+    args = train_cmd.build_parser().parse_args(["--model", "lenet"])
+    assert train_cmd.make_settings(args, METHODS[:1]).samples == MODELS["lenet"].samples
 
 
 def test_no_room_for_the_trajectory_is_said_before_training(main, results, monkeypatch, capsys):
@@ -336,7 +339,7 @@ def wait_for(process, words):
     raise AssertionError(f"{words!r} was never printed: {process.stderr.read()}")
 
 
-KILLED = [*SMALL, "--epochs", "8", "--warmup_cmd", "3"]
+KILLED = [*SMALL, "--epochs", "8", "--warmup_cmd", "3", "--samples", "1000"]  # it takes its time
 
 
 @pytest.mark.parametrize("words", ["epoch 1 of", "epoch 5 of", "test: Post-hoc"])

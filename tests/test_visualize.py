@@ -72,18 +72,8 @@ def test_all_that_the_run_allows(draw, tmp_path, real_run, capsys):
 
 def test_embedding_and_seeds(tmp_path, capsys):
     where = ["--results_dir", str(tmp_path)]
-    argv = [
-        *SMALL,
-        "--epochs",
-        "6",
-        "--warmup_cmd",
-        "2",
-        "--embed_window",
-        "1",
-        "--seeds",
-        "0",
-        "3",
-    ]
+    argv = [*SMALL, "--limit", "64", "--epochs", "4", "--warmup_cmd", "1", "--embed_window", "1"]
+    argv += ["--seeds", "0", "3"]
     assert train_cmd.main([*argv, "--cmd_embed", "1", "--cmd_PostHoc", "", *where]) == 0
     for picture in ("embedding", "accuracy"):
         assert visualize.main([picture, "--model", "lenet", "--seeds", "0", "3", *where]) == 0

@@ -34,14 +34,15 @@ RUN = ["--dataset", "digits", "--model", "lenet", "--limit", "256", "--epochs", 
 RUN += ["--warmup_cmd", "3", "--warmup_pbfgs", "5", "--pbfgs_num", "4", "--pbfgs_batch_size", "64"]
 RUN += ["--embed_window", "2", "--p_bfgs", "1", "--pbfgs_equal", "1", "--cmd_embed", "1"]
 RUN += ["--ema", "1", "--swa", "1", "--cmd_adaptive", "1", "--lawa", "3"]
+SHORT = ["--limit", "64", "--batch_size", "32", "--pbfgs_batch_size", "32", "--samples", "200"]
 CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 PATIENCE = 5.0  # seconds for an orderly end
 
 
-def start(results: Path) -> subprocess.Popen:
+def start(results: Path, flags: list[str]) -> subprocess.Popen:
     """The run as a process of its own, which has begun with its first statement."""
     process = subprocess.Popen(
-        [sys.executable, ROOT / "train_cmd.py", *RUN, "--results_dir", results],
+        [sys.executable, ROOT / "train_cmd.py", *RUN, *flags, "--results_dir", results],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
     while process.poll() is None and not handles_sigterm(process.pid):
@@ -105,12 +106,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--kills", type=int, default=100, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument("--short", action="store_true", help="fewer images, in smaller batches")
     args = parser.parse_args(argv)
+    flags = SHORT if args.short else []
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by jobs in the background
     draw, wrong, sent = random.Random(args.seed), [], Counter()
     finished = 0
     with tempfile.TemporaryDirectory() as scratch:
-        left_alone = start(Path(scratch) / "alone")
+        left_alone = start(Path(scratch) / "alone", flags)
         begin = time.perf_counter()
         _, error = left_alone.communicate()
         if left_alone.returncode:
@@ -122,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
         while sum(sent.values()) < args.kills or not finished:
             results = Path(scratch) / f"run_{finished}"
             for attempt in range(1000):
-                process = start(results)
+                process = start(results, flags)
                 if sum(sent.values()) >= args.kills or attempt > 30:
                     _, error = process.communicate()
                 else:
