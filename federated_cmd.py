@@ -111,6 +111,9 @@ def serve(grid: Grid, context: Context) -> None:
 def compare(args: argparse.Namespace, prepared: Sequence[Prepared], grid: Grid) -> None:
     """Play the rounds of each run; print the tables and draw the plot of all."""
     runs, summaries = [], []
+    if args.overwrite and args.seeds is not None:
+        for name in (SUMMARY, PLOT):
+            (folder_of_seeds(args) / name).unlink(missing_ok=True)
     for number, (settings, place) in enumerate(prepared, start=1):
         which = f"seed {settings.seed} ({number} of {len(prepared)}), " if args.seeds else ""
         runs.append(compare_on_run(args, settings, place, grid, which))

@@ -142,10 +142,15 @@ def test_nodes_with_the_same_part_or_none_are_left_out():
     assert [words.partition(":")[2].split(":")[0] for words in said] == [
         " node 3 is left out", " node 4 is left out"
     ]  # fmt: skip
-    left.add(1)  # and comes back as another node
+    left.add(1)  # it is gone, and comes back as another node
     grid.contexts[5] = Context(1, 5, {"partition-id": 0}, RecordDict(), {})
+    strategy.have = {0: 7, 1: 7}
     strategy.meet(grid, 1.0)
-    assert strategy._nodes == {0: 5, 1: 2} and len(said) == 2
+    assert strategy._nodes == {0: 3, 1: 2} and len(said) == 3  # the other one with part 0
+    assert strategy.have == {1: 7} and strategy.forgot
+    left.add(3)
+    strategy.meet(grid, 1.0)
+    assert strategy._nodes == {0: 5, 1: 2}
 
 
 def test_clients_remember_one_run(tmp_path):
@@ -315,6 +320,19 @@ def test_a_run_leaves_everything(finished):
     for name in METHODS:
         size = (folder / name / "checkpoint.pt").stat().st_size
         assert size <= Contender.named(name).checkpoint_bytes(settings_of(5)) * 548_878
+
+
+def test_a_checkpoint_in_the_warm_up_is_as_large_as_is_said(tmp_path):
+    settings = settings_of(12, "--methods", "cmd", "--warmup_cmd", "9")
+    sizes = []
+
+    def tell(history):
+        sizes.append((tmp_path / "cmd/checkpoint.pt").stat().st_size)
+
+    place = place_at(tmp_path)
+    run_rounds(InProcessGrid(app, 3), settings, "cmd", place, tell)
+    said = Contender.named("cmd").checkpoint_bytes(settings) * place.n_weights
+    assert 0.9 * said < max(sizes) <= said
 
 
 def test_again_when_finished_trains_nothing(finished, monkeypatch, capsys):

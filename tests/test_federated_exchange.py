@@ -13,7 +13,7 @@ from utils.federated.exchange import OutOfStepError, Package, weighted_mean
 from utils.federated.fedavg import FedAvgClient, FedAvgServer
 from utils.federated.freezing import Freezing, FreezingClient, FreezingServer, FreezingSettings
 from utils.federated.partition import partition
-from utils.federated.transport import Sender
+from utils.federated.transport import CODINGS, Sender
 from utils.system.errors import UserError
 
 N = 340
@@ -193,6 +193,22 @@ def test_nonsense_is_refused(method):
     ):
         with pytest.raises(ValueError):
             server.check(bad)
+
+
+@pytest.mark.parametrize("coding", [None, CODINGS["bf16"]])
+def test_what_would_make_theta_infinite_is_refused(coding):
+    """Of finite answers: sums overflow, and embedded weights that follow their references."""
+    server, clients = sides("cmd", 1, coding)
+    play(server, clients, 9, lambda number: [0])
+    known, (client,) = server.coefficients, clients
+    client.receive(server.down(server.version - 1))
+    most = int(np.argmax(np.abs(known.a) * known.embedded))
+    assert abs(known.a[most]) > 1.1
+    bad = client.theta.copy()
+    bad[known.reference[known.mode[most]]] = 3.3e38
+    with pytest.raises(ValueError, match="not finite"):
+        server.check(client.up(bad))
+    assert np.isfinite(server.theta).all()
 
 
 def test_weighted_mean():

@@ -217,6 +217,13 @@ def test_places_take_few_bytes(percentage):
         assert 8 * arrays["gaps"].nbytes / length <= max(times * least, share) + 1e-3
 
 
+def test_what_is_too_long_for_places_is_refused():
+    with pytest.raises(ValueError, match="not 10 places"):
+        read_gaps(np.full(10**6, 0xFF, dtype=np.uint8), 10, 1000)
+    with pytest.raises(ValueError, match="not 10 places"):
+        read_gaps(np.append(write_gaps(np.arange(10), 1000), np.zeros(1, np.uint8)), 10, 1000)
+
+
 @settings(deadline=None)
 @given(data=st.data(), length=st.integers(1, 300))
 def test_places_are_read_as_they_were_written(data, length):

@@ -55,7 +55,7 @@ class Contender:
         client have still to say.
         """
         coded = self._method.coding(settings, self.transport) is not None
-        return self._method.checkpoint_bytes + coded * (9 + 4 * settings.clients)
+        return self._method.checkpoint_bytes(settings) + coded * (9 + 4 * settings.clients)
 
     def server(self, settings: FederatedSettings, theta: Vector, module: nn.Module) -> ServerSide:
         """Make its server; for the arguments see FederatedMethod."""

@@ -110,9 +110,12 @@ class CMDServer(ServerSide):
             "reference": known.reference.astype(np.int32),
         }
 
+    def _completed(self, theta: Vector) -> Vector:
+        return self.coefficients.apply(theta)
+
     def _aggregated(self) -> None:
         settings, round_number = self.settings, self.version - 1  # rounds count from 0 as epochs do
-        self.theta = self.coefficients.apply(self.theta)
+        self.theta = self._completed(self.theta)
         write_vector(torch.from_numpy(self.theta), self._followed)
         self._online.update_parameters(self._followed)
         if round_number < settings.warmup:
@@ -144,7 +147,7 @@ class CMDServer(ServerSide):
             embedded=self._embedded_at > 0,
         )
         self.live = ~self.coefficients.embedded
-        self.theta = self.coefficients.apply(self.theta)
+        self.theta = self._completed(self.theta)
 
     def state_dict(self) -> dict:
         own = {"embedded_at": self._embedded_at, "cmd": self._online.state_dict()}

@@ -32,10 +32,15 @@ def opponent(name: str, names: Collection[str]) -> str | None:
 
 
 def means(rounds: Sequence[Round]) -> np.ndarray:
-    """Average the test accuracy of the last OVER rounds, up to each one: float64 [rounds]."""
-    accuracies = [each.test_acc for each in rounds]
-    stops = range(1, len(rounds) + 1)
-    return np.array([np.mean(accuracies[max(0, stop - OVER) : stop]) for stop in stops])
+    """Average the test accuracy of the last OVER rounds, up to each one: float64 [rounds].
+
+    It is NaN of the first rounds, before which there are too few; of fewer rounds in all, all count
+    at the last one.
+    """
+    window = min(OVER, len(rounds))
+    accuracies = np.array([each.test_acc for each in rounds])
+    averages = np.lib.stride_tricks.sliding_window_view(accuracies, window).mean(1)
+    return np.concatenate([np.full(window - 1, np.nan), averages])
 
 
 def sent_so_far(rounds: Sequence[Round]) -> np.ndarray:

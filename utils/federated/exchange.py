@@ -80,11 +80,16 @@ class ServerSide(ABC):
         if package.numbers.get("version") != self.version:
             raise ValueError(f"an answer to version {package.numbers.get('version')}, not to "
                              f"{self.version}")  # fmt: skip
-        if self.sender is not None:
-            self.sender.read(package.arrays, self.live)
-        elif not np.isfinite(
-            expected(package.arrays, "values", np.float32, int(self.live.sum()))
-        ).all():
+        theta = self.theta.copy()
+        if self.sender is None:
+            count = int(self.live.sum())
+            values = expected(package.arrays, "values", np.float32, count)
+        else:
+            values = self.sender.read(package.arrays, self.live)
+        with np.errstate(over="ignore", invalid="ignore"):
+            theta[self.live] = values if self.sender is None else theta[self.live] + values
+            theta = self._completed(theta)
+        if not np.isfinite(theta).all():
             raise ValueError("weights that are not finite")
 
     def aggregate(self, packages: Sequence[Package], counts: Sequence[int]) -> None:
@@ -130,6 +135,10 @@ class ServerSide(ABC):
             have: the version that it knows. A package that builds on it says so, as its number
                 "since".
         """
+
+    def _completed(self, theta: Vector) -> Vector:
+        """Compute what is not sent of θ."""
+        return theta
 
     def _aggregated(self) -> None:  # noqa: B027 (optional to override)
         """Decide what is live from now on: θ has its next version."""

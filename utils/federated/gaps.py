@@ -44,7 +44,8 @@ def read_gaps(coded: np.ndarray, count: int, length: int) -> np.ndarray:
         ValueError: it is not what is written of so many places.
     """
     bits = _remainder_bits(count, length)
-    stream = np.unpackbits(coded)
+    most = count * (bits + 1) + (length >> bits)
+    stream = np.unpackbits(coded[: most // 8 + 2])  # whatever was sent, no more memory than that
     remainders, ones = stream[: bits * count], stream[bits * count :]
     ends = np.flatnonzero(ones)
     used = bits * count + (int(ends[-1]) + 1 if len(ends) else 0)

@@ -34,7 +34,7 @@ class FederatedMethod:
     Attributes:
         label: its name in tables and plots.
         color: its color in plots.
-        checkpoint_bytes: the most bytes that its checkpoint takes for each weight.
+        checkpoint_bytes: counts the most bytes that its checkpoint takes for each weight.
         server: makes its server from the settings, θ, a module of the layers whose weights θ
             holds, and what codes its changes, if anything does.
         client: makes a client of it from the settings, the number of weights, and the same.
@@ -45,7 +45,7 @@ class FederatedMethod:
 
     label: str
     color: str
-    checkpoint_bytes: int
+    checkpoint_bytes: Callable[[FederatedSettings], int]
     server: Callable[[FederatedSettings, Vector, nn.Module, Sender | None], ServerSide]
     client: Callable[[FederatedSettings, int, Sender | None], ClientSide]
     coding: Callable[[FederatedSettings, str], Coding | None] = _changes_unless_fp32
@@ -74,6 +74,11 @@ def _cmd_server(
     return CMDServer(theta, module, embedding, sender)
 
 
+def _checkpoint_bytes_of_cmd(settings: FederatedSettings) -> int:
+    """Count what is kept in the warm-up, where θ is kept of each round, or afterwards."""
+    return max(28 + 4 * settings.warmup_cmd, 44)
+
+
 def _check_cmd(settings: FederatedSettings) -> None:
     """Check that the first weights are embedded before the last round."""
     first = settings.warmup_cmd + settings.embed_window
@@ -100,7 +105,7 @@ def _freezing_method(label: str, color: str, random: bool) -> FederatedMethod:
     return FederatedMethod(
         label=label,
         color=color,
-        checkpoint_bytes=29,
+        checkpoint_bytes=lambda settings: 29,
         server=lambda settings, theta, module, sender: FreezingServer(
             theta, freezing(settings), sender
         ),
@@ -114,7 +119,7 @@ def _freezing_method(label: str, color: str, random: bool) -> FederatedMethod:
 FEDAVG = FederatedMethod(
     label="FedAvg",
     color="#666666",
-    checkpoint_bytes=6,
+    checkpoint_bytes=lambda settings: 6,
     server=lambda settings, theta, module, sender: FedAvgServer(theta, sender),
     client=lambda settings, n_weights, sender: FedAvgClient(n_weights, sender),
 )
@@ -123,7 +128,7 @@ METHODS = {
     "cmd": FederatedMethod(
         label="CMD",
         color="#0072B2",
-        checkpoint_bytes=40,
+        checkpoint_bytes=_checkpoint_bytes_of_cmd,
         server=_cmd_server,
         client=lambda settings, n_weights, sender: CMDClient(n_weights, sender),
         own_settings=_declared_by(CMDRounds),

@@ -94,6 +94,7 @@ def over_seeds(seeds: Sequence[int], summaries: Sequence[dict]) -> dict:
         "settings": settings | {"seeds": list(seeds)},
         "n_weights": first["n_weights"],
         "fedavg_bytes": _spread([summary["fedavg_bytes"] for summary in summaries]),
+        "fedavg_end": _spread([summary["fedavg_end"] for summary in summaries]),
         "methods": figures,
     }
 

@@ -131,8 +131,7 @@ def run_rounds(
         with place.store.reading(checkpoint) as state:
             server.load_state_dict(_unpacked(state["server"]))
             history = [Round(**row) for row in state["history"]]
-            # not in older checkpoints, after which everything is sent once, and counted
-            strategy.go_on(len(history), state.get("have", {}))
+            strategy.go_on(len(history), state["have"])
             if server.sender is not None:
                 left = state["left"]
                 lost = left is None or not to_clients(grid, run, _unpacked(left))
@@ -166,7 +165,7 @@ def run_rounds(
             Round(
                 len(history) + 1, loss, accuracy, strategy.train_loss, server.live_share,
                 down.messages, down.payload, down.wire, up.messages, up.payload, up.wire,
-                lost, round(now - start, 3),
+                lost or (strategy.forgot and server.sender is not None), round(now - start, 3),
             )
         )  # fmt: skip
         start, lost = now, False

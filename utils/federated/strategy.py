@@ -57,6 +57,7 @@ class ExchangeStrategy(Strategy):
         round: how many rounds are over; the server's version lags where nobody answered.
         down, up: the traffic of the last round.
         train_loss: the clients' mean in the last round; None if no client answered.
+        forgot: whether a client was found in the last round to have lost its memory.
     """
 
     def __init__(
@@ -84,8 +85,9 @@ class ExchangeStrategy(Strategy):
         self.round = 0
         self.down, self.up = Traffic(), Traffic()
         self.train_loss: float | None = None
+        self.forgot = False
         self._nodes: dict[int, int] = {}  # of each part
-        self._others: set[int] = set()  # nodes that are left out
+        self._left_out: set[int] = set()  # nodes of which that was said
         self._forgetful: set[int] = set()  # parts whose clients no longer know what they did
 
     def go_on(self, rounds: int, have: dict[int, int]) -> None:
@@ -124,7 +126,10 @@ class ExchangeStrategy(Strategy):
                 break
             time.sleep(0.5)
         connected = set(grid.get_node_ids())
-        unknown = sorted(connected - set(self._nodes.values()) - self._others)
+        for part in [part for part, node in self._nodes.items() if node not in connected]:
+            del self._nodes[part]
+            self._forget(part)
+        unknown = sorted(connected - set(self._nodes.values()))
         asked = [Message(content_of(Package()), node, MessageType.QUERY) for node in unknown]
         for reply in grid.send_and_receive(asked, timeout=timeout) if asked else ():
             if not reply.has_content():
@@ -132,20 +137,19 @@ class ExchangeStrategy(Strategy):
             node = reply.metadata.src_node_id
             try:
                 part = part_of(reply.content)
-            except ValueError as error:
-                self._others.add(node)
-                self.say(f"note: node {node} is left out: {error}")
-                continue
-            if self._nodes.get(part) in connected:
-                self._others.add(node)
-                self.say(f"note: node {node} is left out: another one has part {part}, too")
-                continue
-            self._nodes[part] = node
+                if part in self._nodes:
+                    raise ValueError(f"another one has part {part}, too")
+                self._nodes[part] = node
+            except ValueError as error:  # it is asked again, and the other may have gone
+                if node not in self._left_out:
+                    self.say(f"note: node {node} is left out: {error}")
+                self._left_out.add(node)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Make a message for each client that takes part."""
+        self.forgot = False
         self.meet(grid, MEETING)
         draw = drawing(self.seed, TAKING_PART, self.round)
         count = taking_part(self.clients, self.fraction)
@@ -209,12 +213,19 @@ class ExchangeStrategy(Strategy):
         package = package_of(reply.content)
         self.up.count(package, reply)
         if "behind" in order_of(reply.content):
+            self.forgot = True
             raise ValueError("it was out of step, and is sent everything next time")
         self.server.check(package)
         count, loss = metrics_of(reply.content)
         if count <= 0:
             raise ValueError(f"it trained on {count} images")
         return package, count, loss
+
+    def _forget(self, part: int) -> None:
+        """Take note that a client has nothing of what it was told."""
+        self.have.pop(part, None)
+        self._forgetful.discard(part)
+        self.forgot = True
 
     def _leave_out(self, part: int, reason: str) -> None:
         self.have.pop(part, None)  # what it knows is not certain any more
