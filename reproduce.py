@@ -19,11 +19,13 @@ if __name__ == "__main__":  # before anything large is imported
 import argparse
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import train_cmd
 from utils import flags
 from utils.base_utils import MODELS, get_model
+from utils.methods.identity import undecided
 from utils.methods.registry import METHODS
 from utils.results.markdown import markdown
 from utils.results.paper import TABLES, Table, TableRow, methods_of
@@ -34,6 +36,7 @@ from utils.system.errors import UserError
 from utils.system.interrupts import leave
 from utils.training.folder import seed_folder
 from utils.training.optimizers import WARMUP_EPOCHS, WITH_WARMUP
+from utils.training.settings import differences
 
 SEEDS = [0, 1, 2]
 WARMUP_CMD, WARMUP_PBFGS, PBFGS_NUM, EMBED_WINDOW = 20, 80, 40, 10  # of the paper's runs
@@ -177,23 +180,34 @@ def records(args: argparse.Namespace, row: TableRow) -> dict[int, StoredRun]:
     """
     folders = {seed: run_folder(args, row, seed) for seed in args.seeds}
     found = {seed: StoredRun(folder) for seed, folder in folders.items() if folder.exists()}
-    parser = train_cmd.build_parser()
-    parsed = parser.parse_args(command(args, row))
-    asked = train_cmd.make_settings(parsed, METHODS[:1])
-    given = [name for name in GIVEN if getattr(parsed, name) != parser.get_default(name)]
-    for seed, record in found.items():
-        for name in ("model", "optimizer", "lr", "momentum", "scheduler", *given):
-            here, there = getattr(asked, name), getattr(record.settings, name)
-            if here != there:
-                raise UserError(
-                    f"{record.folder} is no run of this table: --{name} is {there} there, not "
-                    f"{here}; choose another --results_dir"
-                )
-        if record.settings.seed != seed:
-            raise UserError(f"{record.folder} holds a run with --seed {record.settings.seed}")
     if found:
         require_alike(list(found.values()))
+    for seed, record in found.items():
+        different = departures(args, row, record)
+        if different:
+            raise UserError(
+                f"{record.folder} (there) is no run of this table: {'; '.join(different)}; choose "
+                "another --results_dir"
+            )
+        if record.settings.seed != seed:
+            raise UserError(f"{record.folder} holds a run with --seed {record.settings.seed}")
     return found
+
+
+def departures(args: argparse.Namespace, row: TableRow, record: StoredRun) -> list[str]:
+    """Say in which settings a stored run is not of a row, among those that the row depends on.
+
+    What is told of each run, as its images and its epochs, is asked for only where it was given.
+    """
+    parser = train_cmd.build_parser()
+    given = {name for name in GIVEN if getattr(args, name) != parser.get_default(name)}
+    epochs = record.settings.epochs
+    if "epochs" not in given and epochs != get_model(row.model).epochs:
+        args = argparse.Namespace(**vars(args) | {"epochs": max(epochs, SHORTEST)})
+    asked = train_cmd.make_settings(parser.parse_args(command(args, row)), METHODS[:1])
+    shown = [m for m in METHODS if m.name in methods_of(row) and record.metrics.of(m.name)]
+    free = undecided(record.settings, shown, tested=True) | {"seed", "data", *GIVEN}
+    return differences(asked, asdict(record.settings), free - given)
 
 
 def report(args: argparse.Namespace, table: Table, rows: Sequence[TableRow]) -> str:

@@ -357,6 +357,7 @@ def test_in_pieces_it_makes_the_same_steps(again, finished):
         (["--swa", "1", "--swa_start", "14"], ["--swa_start 14", "0 … 13"]),
         (["--ema", "1", "--ema_decay", "1"], ["--ema_decay 1"]),
         (["--momentum", "0.5"], ["--momentum 0.5", "--optimizer sgd"]),
+        (["--optimizer", "sgd"], ["--optimizer sgd", "0.001, is of adam", "--lr"]),
     ],
 )
 def test_bad_input(tmp_path, capsys, flags, words):
@@ -370,7 +371,7 @@ def test_bad_input(tmp_path, capsys, flags, words):
     "flags",
     [
         ["--optimizer", "sgd", "--momentum", "0", "--lr", "0.1"],
-        ["--optimizer", "sgd", "--scheduler", "cosine"],
+        ["--optimizer", "sgd", "--lr", "0.01", "--scheduler", "cosine"],
         ["--scheduler", "step"],
     ],
 )

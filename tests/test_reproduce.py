@@ -11,8 +11,9 @@ import train_cmd
 from reproduce import of_shorter_runs
 from tests.conftest import exit_code, interrupted
 from utils.results.paper import TABLE1, TABLE2, TABLES, methods_of
-from utils.results.stored_run import StoredRun
+from utils.results.stored_run import StoredRun, require_alike
 from utils.storage.store import Store, read_config
+from utils.system.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
@@ -144,7 +145,7 @@ def test_a_run_of_something_else_is_not_counted(finished, tmp_path, capsys):
         )
     )
     assert code == 2
-    assert "--lr is 0.5 there" in capsys.readouterr().err
+    assert "--lr is 0.001 here and 0.5 there" in capsys.readouterr().err
 
 
 def record_otherwise(folder, **settings):
@@ -178,12 +179,45 @@ def test_runs_unlike_each_other_are_not_averaged(finished, tmp_path, capsys, nam
 
 
 @pytest.mark.parametrize(
+    ("name", "value"), [("modes", 2), ("samples", 50), ("warmup_cmd", 3), ("batch_size", 64)]
+)
+def test_runs_alike_that_are_not_the_tables_are_refused(finished, tmp_path, capsys, name, value):
+    _, kept = finished
+    shutil.copytree(kept, tmp_path / "runs")
+    for seed in (0, 1):
+        folder = tmp_path / f"runs/default/lenet_seeds/seed_{seed}"
+        record_otherwise(folder, **{name: value})
+    argv = ["--stored", "--models", "lenet", "--seeds", "0", "1"]
+    assert reproduce.main(["table1", *argv, "--results_dir", str(tmp_path / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"--{name} is " in error and f"{value} there" in error
+
+
+def test_runs_are_alike_also_where_the_first_lacks_a_method(finished, tmp_path):
+    _, kept = finished
+    for seed in (0, 1, 2):
+        folder = tmp_path / f"seed_{seed}"
+        shutil.copytree(kept / "default/lenet_seeds/seed_0", folder)
+        record_otherwise(folder, seed=seed)
+    rows = (tmp_path / "seed_0/metrics.csv").read_text().splitlines(keepends=True)
+    rows = [row for row in rows if not row.startswith("pbfgs,")]
+    (tmp_path / "seed_0/metrics.csv").write_text("".join(rows))
+    runs = [StoredRun(tmp_path / f"seed_{seed}") for seed in (0, 1, 2)]
+    require_alike(runs)
+    record_otherwise(tmp_path / "seed_2", pbfgs_num=1)
+    runs[2] = StoredRun(tmp_path / "seed_2")
+    require_alike([runs[0], runs[2]])
+    with pytest.raises(UserError, match="--pbfgs_num is 1 here and"):
+        require_alike(runs)
+
+
+@pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--epochs", "12"], "--epochs is 6 there, not 12"),
-        (["--limit", "64"], "--limit is 128 there, not 64"),
-        (["--dataset", "folder"], "--dataset is digits there, not folder"),
-        (["--pbfgs_batch_size", "64"], "--pbfgs_batch_size is 1024 there, not 64"),
+        (["--epochs", "12"], "--epochs is 12 here and 6 there"),
+        (["--limit", "64"], "--limit is 64 here and 128 there"),
+        (["--dataset", "folder"], "--dataset is folder here and digits there"),
+        (["--pbfgs_batch_size", "64"], "--pbfgs_batch_size is 64 here and 1024 there"),
     ],
 )
 def test_stored_runs_are_of_what_was_asked_for(finished, capsys, flags, words):

@@ -37,8 +37,9 @@ class EMASettings(TrainingSettings):
     group: ClassVar[str] = "averages"
 
     ema_decay: float = option(
-        0.999, "share of EMA's average that stays, a step; below 1", positive, metavar="D"
-    )
+        0.999, "share of EMA's average that stays, a step; below 1, and smaller for a run of fewer "
+        "than a few times 1 / (1 − D) steps", positive, metavar="D",
+    )  # fmt: skip
 
 
 class EMA(Method):

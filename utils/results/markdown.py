@@ -6,6 +6,7 @@ from utils.results.paired import LEVEL, paired_difference
 from utils.results.paper import Figure, Table, TableRow
 from utils.results.stored_run import StoredRun
 from utils.results.summary import LAST, THE_RUN, mean_and_deviation
+from utils.training.precision import FP32
 
 NOTHING = "–"
 
@@ -105,6 +106,8 @@ def describe(row: TableRow, records: Mapping[int, StoredRun], seeds: Sequence[in
         setting = f"{settings.epochs} epochs on {settings.dataset}"
         if settings.limit is not None:
             setting += f", --limit {settings.limit}"
+        if settings.precision != FP32:
+            setting += f", in {settings.precision}"
         behind = [
             f"{name} at epoch {record.epochs(name)} of {settings.epochs}"
             for name in row.paper

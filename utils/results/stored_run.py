@@ -1,5 +1,6 @@
 """A stored run, opened to be read: small files at once, weights when they are first needed."""
 
+import itertools
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -212,8 +213,7 @@ class StoredRun:
 def require_alike(runs: Sequence[StoredRun]) -> None:
     """Raise UserError unless the runs differ only in the seed, among the settings that their rows
     depend on: a mean over them has to be of one experiment."""
-    first = runs[0]
-    for other in runs[1:]:
+    for first, other in itertools.combinations(runs, 2):
         both = [m for m in METHODS if first.metrics.of(m.name) and other.metrics.of(m.name)]
         free = undecided(first.settings, both, tested=True) | {"seed"}
         found = differences(other.settings, asdict(first.settings), free)

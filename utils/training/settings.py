@@ -158,6 +158,11 @@ def complete_training(
     optimizer = optimizer or entry.optimizer
     if momentum is not None and optimizer != SGD:
         raise UserError(f"--momentum {momentum:g} is SGD's: add --optimizer sgd, or leave it")
+    if lr is None and optimizer != entry.optimizer:
+        raise UserError(
+            f"--optimizer {optimizer}: {model}'s own rate, {entry.lr:g}, is of {entry.optimizer}: "
+            "give --lr, too"
+        )
     if optimizer == SGD and momentum is None:
         momentum = entry.momentum
     return optimizer, entry.lr if lr is None else lr, momentum

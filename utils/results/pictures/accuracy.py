@@ -1,6 +1,6 @@
 """Test accuracy over the epochs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -11,7 +11,14 @@ from matplotlib.ticker import MaxNLocator
 from utils.methods.draws import stored_draws
 from utils.methods.registry import Method, Settings
 from utils.results.paired import LEVEL, half_width
-from utils.results.pictures.style import STYLE, caption, draw_band, mark_epoch, save
+from utils.results.pictures.style import (
+    STYLE,
+    caption,
+    draw_band,
+    mark_epoch,
+    save,
+    standard_deviation,
+)
 from utils.results.summary import LAST, mean_and_deviation
 from utils.storage.metrics import Metrics
 from utils.training.folder import METRICS
@@ -79,7 +86,7 @@ def plot_test_accuracy(
                 others = True
         if others:
             axes.plot([], [], color="#666666", label="thin: other samples of weights", **THIN)
-        axes.set_ylim(*_limits(list(curves.values())))
+        axes.set_ylim(*_limits(list(curves.values()), standard_deviation))
         axes.set_ylabel("Test accuracy (%)")
         for end in {method.warmup_end(settings) for method in methods} - {None}:
             mark_epoch(axes, end, "warm-up ends", settings.epochs)
@@ -96,7 +103,7 @@ def plot_test_accuracy(
                     shown = trailing_mean(shown, LAST)
                 draw_band(under, x, shown, method.color, half_width, **look)
                 differences.append(shown)
-            under.set_ylim(*_limits(differences, at_most=100))
+            under.set_ylim(*_limits(differences, half_width, at_most=100))
             mean = "" if few else f", mean of last {LAST}"
             band = f", {100 * LEVEL:.0f} % interval" if len(folders) > 1 else ""
             under.set_ylabel(f"Minus {the_run.label}{mean}\n(points{band})")
@@ -178,10 +185,17 @@ def _last(runs: Sequence[Sequence[float]]) -> str:
     return mean_and_deviation([fractions[-1] for fractions in runs])
 
 
-def _limits(curves: list[np.ndarray], at_most: float = 100.5) -> tuple[float, float]:
-    """Return limits that show how the curves differ; the steep first epochs may be outside them."""
-    settled = [curve.mean(0)[curve.shape[1] // 10 :] for curve in curves]
-    low, high = min(curve.min() for curve in settled), max(curve.max() for curve in settled)
+def _limits(
+    curves: list[np.ndarray], width: Callable[[np.ndarray], np.ndarray], at_most: float = 100.5
+) -> tuple[float, float]:
+    """Return limits that show how the curves differ, and their bands at the end; the steep first
+    epochs may be outside them, and bands before the end."""
+    shown = [curve.mean(0)[curve.shape[1] // 10 :] for curve in curves]
+    for curve in curves:
+        if len(curve) > 1:
+            mean, half = curve.mean(0)[-1], width(curve)[-1]
+            shown.append(np.array([mean - half, mean + half]))
+    low, high = min(each.min() for each in shown), max(each.max() for each in shown)
     margin = max(0.06 * (high - low), 0.5)
     low = low - margin if low < 0 else max(0, low - margin)
     return low, min(at_most, high + margin)
