@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 import transformers
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -168,15 +169,124 @@ def test_lightning_one_callback_in_two_trainings(tmp_path):
     assert callback.cmd is found[1] and callback.cmd.n_updates == 6
 
 
-def test_lightning_that_ends_before_the_first_update(tmp_path):
-    callback = for_lightning.CMDCallback(**CMD)
+def test_lightning_that_ends_within_the_warmup(tmp_path):
+    fit(tmp_path)
+    saved = (tmp_path / "cmd.ckpt").read_bytes()
+    for epochs in (1, CMD["warmup"]):
+        words = f"after {epochs} of the 3 updates that CMD takes with warmup=2.*smaller warmup or"
+        with pytest.warns(UserWarning, match=words):
+            fit(tmp_path, epochs=epochs)
     trainer = lightning.Trainer(
-        max_steps=2, callbacks=[callback], default_root_dir=tmp_path, logger=False,
-        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+        max_steps=2, callbacks=[for_lightning.CMDCallback(**CMD)], default_root_dir=tmp_path,
+        logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    with pytest.warns(UserWarning, match="before CMD's first update"):
+    with pytest.warns(UserWarning, match="after 0 of the 3 updates"):
         trainer.fit(Lit(), DataLoader(TensorDataset(*images()), 8))
-    assert not (tmp_path / "cmd.ckpt").exists()
+    assert (tmp_path / "cmd.ckpt").read_bytes() == saved
+    fit(tmp_path, epochs=CMD["warmup"] + 1)
+    assert (tmp_path / "cmd.ckpt").read_bytes() != saved
+
+
+def test_lightning_saves_nothing_of_a_fast_dev_run(tmp_path, recwarn):
+    fit(tmp_path)
+    saved = (tmp_path / "cmd.ckpt").read_bytes()
+    for steps in (1, STEPS):
+        callback = for_lightning.CMDCallback(**CMD | {"warmup": 1}, update_every=1)
+        trainer = lightning.Trainer(
+            fast_dev_run=steps, callbacks=[callback], default_root_dir=tmp_path,
+            accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(Lit(), DataLoader(TensorDataset(*images()), 8))
+        assert callback.cmd.n_updates == steps
+    assert (tmp_path / "cmd.ckpt").read_bytes() == saved
+    assert not [warning for warning in recwarn if "reconstructed" in str(warning.message)]
+
+
+class Late(SingleDeviceStrategy):
+    """Loads checkpoints after `on_fit_start`, as FSDP's, ModelParallel's and DeepSpeed's do."""
+
+    @property
+    def restore_checkpoint_after_setup(self):
+        return True
+
+
+@pytest.mark.parametrize("validate", [False, True])
+def test_lightning_that_loads_checkpoints_late(tmp_path, validate):
+    loader = DataLoader(TensorDataset(*images()), 8)
+
+    def trained(strategy, epochs, resume=None):
+        lightning.seed_everything(1, verbose=False)
+        callback = for_lightning.CMDCallback(**CMD)
+        trainer = lightning.Trainer(
+            max_epochs=epochs, callbacks=[callback], default_root_dir=tmp_path, logger=False,
+            strategy=strategy, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(Lit(), loader, loader if validate else None, ckpt_path=resume)
+        return callback.cmd, trainer.checkpoint_callback.best_model_path
+
+    whole, _ = trained(SingleDeviceStrategy("cpu"), 7)
+    for strategy in (SingleDeviceStrategy("cpu"), Late("cpu")):
+        _, checkpoint = trained(strategy, 4)
+        resumed, _ = trained(strategy, 7, checkpoint)
+        assert resumed.n_updates == 7
+        same(resumed, whole)
+
+
+class Of:
+    """A choice of parameters, written with its place in memory."""
+
+    def __init__(self, *parts):
+        self.parts = parts
+
+    def __call__(self, name):
+        return name.startswith(self.parts)
+
+
+def test_lightning_gone_on_with_by_an_equal_callable(tmp_path):
+    first, _, _ = fit(tmp_path, epochs=3, parameters=Of("net.0", "net.3"))
+    checkpoint = first.checkpoint_callback.best_model_path
+    for options in ({}, {"modes": 3.0, "device": "cpu"}, {"save_as": "other.ckpt"}):
+        parameters = Of("net.0", "net.3")
+        _, _, callback = fit(tmp_path, resume=checkpoint, parameters=parameters, **options)
+        assert callback.cmd.n_updates == EPOCHS
+    with pytest.raises(ValueError, match="saved with"):  # as many weights are not the same ones
+        fit(tmp_path, resume=checkpoint, parameters=Of("net.0"))
+
+
+@pytest.mark.parametrize("options", [{"memory": 4}, {"warmup": 1}, {"modes": 2},
+                                     {"update_every": 2}])  # fmt: skip
+def test_other_settings_are_an_error(tmp_path, options):
+    first, _, _ = fit(tmp_path / "lightning", epochs=3)
+    with pytest.raises(ValueError, match=f"saved with .*{next(iter(options))}"):
+        fit(tmp_path, resume=first.checkpoint_callback.best_model_path, **options)
+    hf(tmp_path / "hf", epochs=3)
+    with pytest.raises(ValueError, match=f"saved with .*{next(iter(options))}"):
+        hf(tmp_path / "hf", resume=str(tmp_path / f"hf/checkpoint-{3 * STEPS}"), **options)
+
+
+def test_lightning_gone_on_with_by_other_callbacks(tmp_path):
+    loader = DataLoader(TensorDataset(*images()), 8)
+
+    def trained(epochs, *memories, resume=None):
+        lightning.seed_everything(1, verbose=False)
+        callbacks = [for_lightning.CMDCallback(**CMD | {"memory": memory}, save_as=None)
+                     for memory in memories]  # fmt: skip
+        trainer = lightning.Trainer(
+            max_epochs=epochs, callbacks=[*callbacks], default_root_dir=tmp_path, logger=False,
+            accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(Lit(), loader, ckpt_path=resume)
+        return [callback.cmd.n_updates for callback in callbacks], trainer
+
+    _, trainer = trained(4, None, 4)
+    last = trainer.checkpoint_callback.best_model_path
+    assert trained(6, 4, None, resume=last)[0] == [6, 6]  # in another order
+    assert trained(6, 4, resume=last)[0] == [6]  # one of them alone
+    assert trained(6, 4, None, 3, resume=last)[0] == [6, 6, 2]  # one more
+    with pytest.raises(ValueError, match=r"saved with .*'memory': 4.0"):
+        trained(6, None, 3, resume=last)
+    with pytest.raises(ValueError, match=r"'memory': None.* and of .*'memory': 4.*all callbacks"):
+        trained(6, 3, resume=last)
 
 
 class Several(Lit):
@@ -465,7 +575,9 @@ def test_trainer_after_an_error_in_an_evaluation(tmp_path, resume):
         assert torch.equal(read_vector(model), read_vector(expected))
 
 
-def test_trainer_that_ends_before_the_first_update(tmp_path):
-    with pytest.warns(UserWarning, match="before CMD's first update"):
-        hf(tmp_path, arguments={"max_steps": 2})
+@pytest.mark.parametrize(("epochs", "updates"), [(0.5, 0), (1, 1), (2, 2)])
+def test_trainer_that_ends_within_the_warmup(tmp_path, epochs, updates):
+    words = f"after {updates} of the 3 updates that CMD takes with warmup=2.*smaller warmup or"
+    with pytest.warns(UserWarning, match=words):
+        hf(tmp_path, arguments={"num_train_epochs": epochs, "save_strategy": "no"})
     assert not (tmp_path / "cmd").exists()

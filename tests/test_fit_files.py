@@ -20,6 +20,7 @@ from torch import nn
 from tests.conftest import ROOT, exit_code
 from utils import cmd_utils
 from utils.cmd import CMDModel, fit_cmd, read_vector, sample_weights, write_vector
+from utils.cmd.callbacks.follower import Follower
 from utils.cmd.checkpoints import open_checkpoint
 from utils.cmd.files import write_safe
 from utils.results.stored_series import StoredSeries
@@ -132,6 +133,25 @@ def test_what_transformers_trainer_leaves(tmp_path, how, shards, capsys):
     assert (read_vector(loaded) - vectors[-1]).abs().mean() < 0.3
 
 
+@pytest.mark.parametrize("how", ["run", "checkpoint-*", "checkpoint-*/*"])
+def test_the_states_of_callbacks_are_not_the_model(tmp_path, how):
+    """Two callbacks' states in a trainer's checkpoints, and a model that the trainer saves so."""
+    model, followers = net(), [Follower(warmup=1, modes=3, samples=60) for _ in range(2)]
+    sequence = list(states(5))
+    for number, state in enumerate(sequence):
+        model.load_state_dict(state)
+        place = tmp_path / f"run/checkpoint-{4 * number}"
+        place.mkdir(parents=True)
+        save_file(state, place / "model.safetensors")
+        for name, follower in zip(("cmd", "cmd_20"), followers, strict=True):
+            follower.begin(model, number)
+            follower.update(model, number + 1, True)
+            torch.save(follower.state(), place / f"{name}.pt")
+    paths = [tmp_path / "run"] if how == "run" else sorted((tmp_path / "run").glob(how))
+    cmd = described(*paths, out=tmp_path / "out")
+    assert same(cmd, expected(sequence, place / "model.safetensors"))
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_adapters_of_peft(tmp_path):
     config = peft.LoraConfig(target_modules=["query", "value"], r=2, task_type="SEQ_CLS")
@@ -192,6 +212,36 @@ def test_prefixes_in_part_of_a_series(tmp_path, prefix, where):
     out = tmp_path / "out"
     assert same(described(tmp_path, out=out), expected(sequence))
     assert ((prefix + "0.weight") in torch.load(out / "reconstructed.pt")) == (where == "last")
+
+
+@pytest.mark.parametrize("where", ["all", "first", "last"])
+@pytest.mark.parametrize("pattern", ["module.0.*", "0.*"])
+def test_patterns_match_the_names_with_wrappers_and_without(tmp_path, capsys, where, pattern):
+    for epoch, state in enumerate(states()):
+        if where == "all" or (epoch < 5) == (where == "first"):
+            state = {"module." + name: tensor for name, tensor in state.items()}
+        torch.save(state, tmp_path / f"epoch_{epoch}.pt")
+    assert run(tmp_path, "--exclude", pattern, out=tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "0.weight" not in said and "2.weight" in said
+    assert run(tmp_path, "--include", pattern, out=tmp_path / "other") == 0
+    said = capsys.readouterr().out
+    assert "0.weight" in said and "2.weight" not in said
+
+
+@pytest.mark.parametrize("flag", ["--include", "--exclude"])
+def test_patterns_that_match_nothing(tmp_path, capsys, flag):
+    for epoch, state in enumerate(states()):
+        state = {"module." + name: tensor for name, tensor in state.items()}
+        state |= {} if epoch else {"module.early": torch.ones(2)}
+        torch.save(state, tmp_path / f"epoch_{epoch}.pt")
+    out = tmp_path / "out"
+    code = exit_code(lambda: run(tmp_path, flag, "module.0.*", flag, "modul.2.*", out=out))
+    error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1 and not out.exists()
+    assert f"{flag} modul.2.*: no tensor has such a name" in error
+    assert "module.0.weight, module.0.bias, module.1.weight" in error
+    assert run(tmp_path, "--exclude", "*early", out=out) == 0  # which the last one does not have
 
 
 def test_a_state_that_is_nested_deeper_and_several(tmp_path, capsys):

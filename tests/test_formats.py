@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.conftest import ROOT
+from utils.cmd.callbacks.follower import Follower
 from utils.cmd.checkpoints import is_checkpoint, open_checkpoint
 from utils.cmd.errors import InputError
 
@@ -227,6 +228,20 @@ def test_no_weights(tmp_path, name, content):
     torch.save(content, tmp_path / name)
     assert not is_checkpoint(tmp_path / name)
     refused(tmp_path / name)
+
+
+def test_the_state_of_a_callback_is_no_model(tmp_path):
+    model, follower = net(), Follower(warmup=1, modes=2, samples=20)
+    follower.begin(model, 0)
+    for step in range(4):  # within the warm-up and after it
+        state = follower.state()
+        for content in (state, {name: state[name] for name in ("cmd", "step")}):
+            torch.save(content, tmp_path / "cmd.pt")
+            assert not is_checkpoint(tmp_path / "cmd.pt")
+            refused(tmp_path / "cmd.pt", "holds CMD's state beside a model, and no model")
+        follower.update(model, step + 1, True)
+    torch.save({"model": model.state_dict(), **state}, tmp_path / "both.pt")
+    assert holds(open_checkpoint(tmp_path / "both.pt"), model.state_dict())
 
 
 def test_other_files_are_no_checkpoints(tmp_path):

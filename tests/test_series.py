@@ -73,6 +73,18 @@ def test_a_trainers_folder(tmp_path, how):
     assert len(everything.paths) == len(steps)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", ".metadata",
+                                  "model.safetensors.index.json"])  # fmt: skip
+def test_a_trainers_folder_is_not_a_numbered_file_in_it(tmp_path, name):
+    for step in (4, 8):
+        make(tmp_path, f"checkpoint-{step}/{name}", f"checkpoint-{step}/cmd_20.pt")
+        make(tmp_path, f"plain/checkpoint-{step}/step_{step}.pt")
+    folders = [tmp_path / "checkpoint-4", tmp_path / "checkpoint-8"]
+    assert find_series(folders, Path.exists).paths == folders
+    named = [tmp_path / f"plain/checkpoint-{step}/step_{step}.pt" for step in (4, 8)]
+    assert find_series([file.parent for file in named], Path.exists).paths == named
+
+
 def test_what_is_no_moment_is_set_aside_with_a_line(tmp_path):
     make(tmp_path, *(f"epoch_{epoch}.pt" for epoch in range(9, 12)), "best.pt", "model_best.pt",
          "checkpoint.pth", "last.pt", "cmd/cmd.safetensors", "cmd/reconstructed.pt",

@@ -71,15 +71,21 @@ class Follower:
             self.cmd.update_parameters(model)
             self._step = step
 
+    @property
+    def fitted(self) -> bool:
+        """Whether the warm-up is over, so that there are reconstructed weights."""
+        return self.cmd.n_updates > self.cmd.warmup
+
     def is_worth_saving(self) -> bool:
-        """Whether there was an update; warn if there was none."""
-        if not self.cmd.n_updates:
+        """Whether there are reconstructed weights; warn if there are none."""
+        if not self.fitted:
             warnings.warn(
-                "training ended before CMD's first update, and no reconstructed model is saved: "
-                "choose a smaller update_every",
+                f"training ended after {self.cmd.n_updates} of the {self.cmd.warmup + 1} updates "
+                f"that CMD takes with warmup={self.cmd.warmup}, and no reconstructed model is "
+                "saved: choose a smaller warmup or update_every",
                 stacklevel=2,
             )
-        return self.cmd.n_updates > 0
+        return self.fitted
 
     @property
     def waits(self) -> bool:
@@ -93,7 +99,7 @@ class Follower:
         Raises:
             ValueError: another callback has done so.
         """
-        if self.cmd.n_updates <= self.cmd.warmup:
+        if not self.fitted:
             return
         if model in _APPLIED:
             raise ValueError("two CMDCallbacks evaluate one model: give evaluate=False to one")
@@ -124,8 +130,17 @@ class Follower:
 
     def state(self) -> dict[str, Any]:
         """What `load` needs; empty before training begins."""
-        return {} if self.cmd is None else {"cmd": self.cmd.state_dict(), "step": self._step}
+        if self.cmd is None:
+            return {}
+        every = {"update_every": self.update_every}
+        return {"cmd": self.cmd.state_dict(), "step": self._step} | every
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state, as soon as there is a model."""
+        """Go on from a state, as soon as there is a model.
+
+        Raises ValueError if it was saved with another update_every.
+        """
+        saved = state.get("update_every", self.update_every)  # states once had none
+        if saved != self.update_every:
+            raise ValueError(f"saved with update_every={saved}, this one has {self.update_every}")
         self._saved = state or None

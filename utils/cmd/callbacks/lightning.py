@@ -11,8 +11,6 @@ except ImportError:  # the same library under its other name
     except ImportError as missing:
         raise ImportError("Lightning is not installed: pip install lightning") from missing
 
-from torch import nn
-
 from .follower import Follower
 
 
@@ -45,7 +43,8 @@ class CMDCallback(Callback):
                 warm-up, `start` and the memory of CMD count in these updates.
             evaluate: whether validation and test take the reconstructed weights.
             save_as: the file of the reconstructed model, in the trainer's default_root_dir; None
-                saves none. Callbacks beside each other need different ones.
+                saves none, nor do fast_dev_run and a training that ends within the warm-up.
+                Callbacks beside each other need different ones.
             settings: keyword arguments of OnlineCMD, such as modes, samples, warmup and memory.
 
         Raises:
@@ -60,16 +59,47 @@ class CMDCallback(Callback):
 
     @property
     def state_key(self) -> str:
-        """What tells callbacks of different settings apart in a checkpoint."""
+        """What tells callbacks beside each other apart in a checkpoint: values that are written
+        alike in every process, as objects and functions are not."""
         settings = {
-            name: getattr(value, "__qualname__", value)
+            name: value
             for name, value in self._follower.settings.items()
-            if not isinstance(value, nn.Module)
+            if value is None or isinstance(value, int | float | str)
         }
-        return self._generate_state_key(every=self._follower.update_every, **settings)
+        save_as = self.save_as and Path(self.save_as).name
+        return self._generate_state_key(
+            save_as=save_as, update_every=self._follower.update_every, **settings
+        )
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the one state that no callback has the key of, if this is the one without a state;
+        other settings than it was saved with are an error when training begins.
+
+        Raises ValueError if it is not clear which state is meant.
+        """
+        kind = f"{type(self).__qualname__}{{"
+        states = {key: state for key, state in checkpoint["callbacks"].items()
+                  if str(key).startswith(kind) and state}  # fmt: skip
+        keys = [one.state_key for one in trainer.callbacks if one.state_key.startswith(kind)]
+        left = [key for key in states if key not in keys]
+        if self.state_key in states or not left:  # which Lightning loads, or there is none
+            return
+        if len(left) > 1 or sum(key not in states for key in keys) > 1:
+            raise ValueError(
+                f"the checkpoint has CMD's state of {' and of '.join(left)}, none of "
+                f"{self.state_key}: give all callbacks the settings that they were saved with"
+            )
+        self.load_state_dict(states[left[0]])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._follower.begin(pl_module, trainer.global_step)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # strategies such as FSDP's load a checkpoint after `on_fit_start`
+        if self._follower.waits:
+            self._follower.begin(pl_module, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int
@@ -78,7 +108,7 @@ class CMDCallback(Callback):
         self._follower.update(pl_module, trainer.global_step, trainer.is_last_batch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.save_as is None or not self._follower.is_worth_saving():
+        if self.save_as is None or trainer.fast_dev_run or not self._follower.is_worth_saving():
             return
         with self.cmd.applied_to(pl_module):
             path = Path(trainer.default_root_dir) / self.save_as

@@ -44,8 +44,8 @@ class CMDCallback(TrainerCallback):
                 warm-up, `start` and the memory of CMD count in these updates.
             evaluate: whether evaluations during training take the reconstructed weights.
             save_as: the folder of the reconstructed model, in the trainer's output_dir; None saves
-                none. The file with CMD's state has the same name, or cmd.pt, so callbacks beside
-                each other need different ones.
+                none, nor does a training that ends within the warm-up. The file with CMD's state
+                has the same name, or cmd.pt, so callbacks beside each other need different ones.
             resume_from: the checkpoint that a training is resumed from, where it is not in the
                 output_dir.
             settings: keyword arguments of OnlineCMD, such as modes, samples, warmup and memory.

@@ -1,11 +1,13 @@
 """Which tensors of the checkpoints of a series belong together, and which of them are fitted."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from ..errors import InputError
 from ..names import DATA_PARALLEL, WRAPPERS, without
+from .choosing import listed
 from .opened import Opened
 from .stored import Stored
 
@@ -48,20 +50,35 @@ def align(
     patterns leave out, are copied from the last checkpoint.
 
     Args:
-        include: patterns of names, as in shells; none is all.
+        include: patterns of names, as in shells, with those of wrappers or without; none is all.
         exclude: patterns of names that are left out, also where they are included.
 
     Raises:
         InputError: a tensor to be fitted is missing from a checkpoint, or has another shape there;
-            or there is none.
+            or there is none; or a pattern matches no name.
     """
     last = opened[-1]
     plain = [_plain_names(each) for each in opened]
     names = _without_prefixes(plain)
+    spelled = _spellings(plain, names)
+    unread = {entry.partition(": ")[0] for one in opened for entry in one.left_out}
+    known = unread.union(*spelled.values())
+    for flag, patterns in (("--include", include), ("--exclude", exclude)):
+        for pattern in patterns:
+            if not _matches(known, [pattern]):
+                raise InputError(
+                    f"{flag} {pattern}: no tensor has such a name; in CHECKPOINT {last.path} "
+                    f"there are {listed(last.tensors)}"
+                )
+    chosen = {
+        name
+        for name, spellings in spelled.items()
+        if (not include or _matches(spellings, include)) and not _matches(spellings, exclude)
+    }
     wanted = {
         name: stored
         for name, stored in names[-1].items()
-        if stored.dtype.is_floating_point and stored.numel() and _chosen(name, include, exclude)
+        if stored.dtype.is_floating_point and stored.numel() and name in chosen
     }
     odd = [name for name, stored in wanted.items() if not stored.plain]
     wanted = {name: stored for name, stored in wanted.items() if stored.plain}
@@ -77,7 +94,7 @@ def align(
         _require_same(one, own, last, wanted)
         for name, stored in own.items():
             fits = stored.dtype.is_floating_point and stored.plain and stored.numel()
-            if name not in names[-1] and fits and _chosen(name, include, exclude):
+            if name not in names[-1] and fits and name in chosen:
                 raise InputError(
                     f"CHECKPOINT {one.path} has a tensor {name!r}, which {last.path} has not: "
                     "leave it out with --exclude, or the checkpoint"
@@ -149,6 +166,21 @@ def _without_prefixes(found: Sequence[dict[str, Stored]]) -> list[dict[str, Stor
     return aligned
 
 
-def _chosen(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    wanted = not include or any(fnmatchcase(name, pattern) for pattern in include)
-    return wanted and not any(fnmatchcase(name, pattern) for pattern in exclude)
+def _spellings(
+    plain: Sequence[dict[str, Stored]], names: Sequence[dict[str, Stored]]
+) -> dict[str, set[str]]:
+    """How each tensor is spelled in the checkpoints, with the names of wrappers and without.
+
+    Args:
+        plain: the tensors of each checkpoint by their names without those of wrappers.
+        names: the same, in the same order, by the names that align them.
+    """
+    spelled: dict[str, set[str]] = defaultdict(set)
+    for own, aligned in zip(plain, names, strict=True):
+        for name, (without_wrappers, stored) in zip(aligned, own.items(), strict=True):
+            spelled[name] |= {name, without_wrappers, stored.name}
+    return spelled
+
+
+def _matches(names: Iterable[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)

@@ -17,6 +17,8 @@ KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "network")
 DEEPEST, LONGEST_LIST, MOST_NAMED = 6, 64, 12
 # what training keeps beside the model
 OTHERS = re.compile(r"(^|_)(optimi[sz]ers?|optims?|sched\w*|scalers?|rng|random)(_|$)", re.I)
+# the entries of a file that CMD's callbacks write beside the model, and some of its `cmd`
+CALLBACKS, OF_CMD = {"cmd", "step", "update_every"}, {"settings", "n_updates", "reference_history"}
 AVERAGED = re.compile(r"(^|[_.])(ema|swa|averaged?|shadow)([_.]|$)", re.I)
 
 
@@ -33,11 +35,13 @@ def choose(content: Any, key: str | None, path: Path) -> tuple[str, Mapping[Any,
     Raises NoWeightsError if there is none, InputError if it takes a key to tell, or the key is of
     none.
     """
+    if key is None and _is_callbacks(entries(content)):
+        raise NoWeightsError(f"CHECKPOINT {path} holds CMD's state beside a model, and no model")
     found = states(content)
     if key is not None:
         value = at(content, key)
         if not is_state(entries(value)):
-            there = _listed(name for name in found if name)
+            there = listed(name for name in found if name)
             whole = "one without a key: leave --key out" if "" in found else "none"
             raise InputError(f"--key {key}: {path} has no such state; it has {there or whole}")
         return key, entries(value)
@@ -113,6 +117,12 @@ def at(content: Any, key: str) -> Any:
     return None
 
 
+def _is_callbacks(held: Mapping[Any, Any]) -> bool:
+    """Whether these are the entries of a file that a callback of CMD's wrote."""
+    own = {"cmd", "step"} <= held.keys() and held.keys() <= CALLBACKS
+    return own and entries(held["cmd"]).keys() >= OF_CMD
+
+
 def _usual(content: Any, found: Mapping[str, Any]) -> str | None:
     """The key that goes without saying, if there is one."""
     here = entries(content)
@@ -136,7 +146,7 @@ def _require_one(content: Any, found: Mapping[str, Any], path: Path) -> None:
     """Raise what is wrong unless there is one state."""
     if len(found) > 1:
         raise InputError(f"CHECKPOINT {path} holds {len(found)} states: choose one with --key, "
-                        f"{_listed(found)}")  # fmt: skip
+                        f"{listed(found)}")  # fmt: skip
     if found:
         return
     values = [content, *(child for name, child in entries(content).items())]
@@ -151,7 +161,8 @@ def _require_one(content: Any, found: Mapping[str, Any], path: Path) -> None:
     raise NoWeightsError(f"CHECKPOINT {path} holds no floating-point tensors by name")
 
 
-def _listed(names: Any) -> str:
+def listed(names: Any) -> str:
+    """The names, or the first of many and how many more there are."""
     names = list(names)
     more = [f"{len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
     return ", ".join([*names[:MOST_NAMED], *more])

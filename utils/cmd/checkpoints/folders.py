@@ -63,6 +63,12 @@ class Folder:
         return [name for name in names if name in own or not name.lower().endswith(foreign)]
 
 
+def is_trainers(path: Path) -> bool:
+    """Whether a folder has a file that is known by its name to be, or to list, the checkpoint."""
+    named = any((path / name).is_file() for name in (METADATA, *FILES))
+    return named or any(next(path.glob(pattern), None) for pattern in INDICES)
+
+
 def find_folder(path: Path, is_checkpoint: Callable[[Path], bool]) -> Folder:
     """What a folder's checkpoint consists of.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputError
+from .folders import is_trainers
 
 # what this package's command writes
 PARAMETERS, RECONSTRUCTED, SAMPLED = "cmd.safetensors", "reconstructed", "sampled.safetensors"
@@ -170,8 +171,10 @@ def _checkpoints(
 
 
 def _numbered_file(folder: Path, is_checkpoint: Callable[[Path], bool]) -> list[Path]:
-    """The one file of a folder that is a checkpoint, if its name bears a number, such as the step;
-    else the folder."""
+    """The one file of a folder that is a checkpoint, if its name bears a number, such as the step,
+    and the folder is not a trainer's; else the folder."""
+    if is_trainers(folder):
+        return [folder]
     named = [
         entry
         for entry in folder.iterdir()
