@@ -300,6 +300,21 @@ def test_kinds_of_tensors(tmp_path, capsys):
         assert torch.allclose(written[name].float(), last[name].float(), rtol=0.1), name
 
 
+def test_float64_that_does_not_move_is_exact(tmp_path):
+    def change(epoch, state):
+        state["0.weight"] = state["0.weight"].double()
+        state["0.weight"][0] = 1 / 3
+        state["began"] = torch.tensor([[0.1, 1700000001.0]], dtype=torch.float64).T
+
+    series_of(tmp_path, change)
+    assert run(tmp_path, out=tmp_path / "out") == 0
+    written = torch.load(tmp_path / "out/reconstructed.pt", weights_only=True)
+    last = torch.load(tmp_path / f"epoch_{MOMENTS - 1}.pt", weights_only=True)
+    assert torch.equal(written["began"], last["began"])
+    assert torch.equal(written["0.weight"][0], last["0.weight"][0])
+    assert not torch.equal(written["0.weight"], last["0.weight"])
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [(torch.nan, "'0.weight' is not finite"), (1e300, "'0.weight' is beyond float32")],

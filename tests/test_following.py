@@ -1,6 +1,7 @@
 """OnlineCMD follows what torch's AveragedModel follows, and more, and no fault leaves a trace."""
 
 import copy
+import functools
 import threading
 import warnings
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, update_bn
 
@@ -217,6 +218,69 @@ def test_two_processes(tmp_path):
     assert (ddp - fsdp).abs().max() < 1e-5
 
 
+def follow_with_data_of_its_own(rank, folder):
+    """Follow a DDP model whose BatchNorm sees other data in each of two processes."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = DistributedDataParallel(
+        nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 1))
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    cmd = OnlineCMD(model, 3, 100, WARMUP)
+    part = OnlineCMD(model, 3, 100, WARMUP, parameters="trainable")
+    plain = OnlineCMD(model, 3, 100, WARMUP)
+    generator = torch.Generator().manual_seed(rank)
+    found = []
+    for _ in range(WARMUP + 3):
+        for x in (1 + rank) * torch.randn(3, 32, 8, generator=generator):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x), x[:, :1] * x[:, 1:2]).backward()
+            optimizer.step()
+        before = state(model)
+        cmd.update_parameters(model)
+        part.update_parameters(torch.compile(model, backend="eager"))
+        plain.update_parameters(model.module)  # each process by itself
+        assert all(map(torch.equal, before, state(model)))
+        found.append(state(cmd.module) + state(part.module))
+    assert rank or everything(cmd) == everything(plain)
+    results = {"module": found, "model": vars(cmd.model), "own": state(model)}
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_with_data_of_their_own(tmp_path):
+    """Both follow the first one's buffers, and each keeps its own."""
+    torch.multiprocessing.spawn(follow_with_data_of_its_own, (tmp_path,), 2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert not all(map(torch.equal, one["own"], other["own"]))
+    for ours, theirs in zip(one["module"], other["module"], strict=True):
+        assert all(map(torch.equal, ours, theirs))
+    assert all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("use_orig_params", [False, True])
+def test_fsdp1_is_refused(use_orig_params, alone):
+    plain = net()
+    cmd = OnlineCMD(plain, 3, 40, WARMUP)
+    model = FullyShardedDataParallel(
+        copy.deepcopy(plain), use_orig_params=use_orig_params, device_id=torch.device("cpu")
+    )
+    for refused in (model, nn.Sequential(model)):
+        with pytest.raises(ValueError, match="fully_shard"):
+            OnlineCMD(refused, 3, 40, WARMUP)
+        with pytest.raises(ValueError, match="fully_shard"):
+            OnlineCMD(plain, 3, 40, WARMUP, module=refused)
+        with pytest.raises(ValueError, match=r"update 0: .*fully_shard"):
+            cmd.update_parameters(refused)
+        with pytest.raises(ValueError, match="fully_shard"), cmd.applied_to(refused):
+            pass
+    cmd.update_parameters(plain)
+
+
 def test_a_model_that_has_a_module_named_module():
     class Holder(nn.Module):
         def __init__(self):
@@ -319,6 +383,62 @@ def test_a_module_that_refuses_to_be_copied():
         ValueError, match=r"module=.*0.weight.*\[2, 3\]|0.weight.*\[2, 3\].*module="
     ):
         OnlineCMD(model, 2, 10, 1, module=nn.Sequential(nn.Linear(3, 2)))
+
+
+def decorated(forward):
+    @functools.wraps(forward)
+    def wrapped(*args):
+        return forward(*args)
+
+    return wrapped
+
+
+class Both(nn.Linear):
+    def forward(self, x):
+        return super().forward(x)
+
+    def squared(self, x):
+        return super().forward(x) ** 2
+
+
+@pytest.mark.parametrize("part", [False, True])
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda layer: layer.forward,
+        lambda layer: layer.squared,
+        lambda layer: decorated(layer.forward),
+        lambda layer: decorated(decorated(layer.squared)),
+        lambda layer: torch.compile(layer.forward, backend="eager"),
+        lambda layer: torch.no_grad()(layer.forward),
+        lambda layer: functools.partial(layer.forward),
+    ],
+)
+def test_a_forward_on_the_instance_computes_with_the_copys_weights(put, part):
+    torch.manual_seed(0)
+    model = nn.Sequential(Both(4, 4), nn.Tanh()) if part else Both(4, 4)
+    layer = model[0] if part else model
+    layer.forward = put(layer)
+    cmd, x = OnlineCMD(model, 2, 20, 1), torch.randn(3, 4)
+    stepped(model, cmd)
+    assert torch.equal(cmd(x), model(x))
+    with torch.no_grad():
+        before = cmd(x)
+        layer.weight.zero_()
+        assert torch.equal(cmd(x), before) and not torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_a_forward_that_cannot_be_copied(part):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    layer = model[0] if part else model
+    own, kept = copy.deepcopy(model), layer.forward
+    layer.forward = lambda x: kept(x)
+    with pytest.raises(ValueError, match=r"the forward of '(0|Sequential)'.*module="):
+        OnlineCMD(model, 2, 20, 1)
+    cmd = OnlineCMD(model, 2, 20, 1, module=own)
+    stepped(model, cmd)
+    assert torch.equal(cmd(torch.ones(1, 4)), model(torch.ones(1, 4)))
 
 
 # faults -------------------------------------------------------------------------------------------
@@ -484,6 +604,29 @@ def test_values_beyond_float32_are_no_infinities():
     assert torch.equal(cmd.module.bias, model.bias)
 
 
+def test_float64_that_does_not_move_is_exact():
+    class Clock(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4, dtype=torch.float64)
+            self.register_buffer("began", torch.tensor([1700000001.0, 0.1], dtype=torch.float64))
+
+    torch.manual_seed(0)
+    model = Clock()
+    with torch.no_grad():
+        model.linear.weight[0] = 1 / 3
+    cmd = OnlineCMD(model, 2, 20, 2)
+    for _ in range(6):
+        with torch.no_grad():
+            model.linear.weight[1:] += torch.rand(3, 4)
+        cmd.update_parameters(model)
+        assert torch.equal(cmd.module.began, model.began)
+        assert torch.equal(cmd.module.linear.weight[0], model.linear.weight[0])
+    assert not torch.equal(cmd.module.linear.weight[1:], model.linear.weight[1:])
+    with cmd.applied_to(model):
+        assert model.began[0] == 1700000001
+
+
 def test_what_was_empty_at_construction_may_be_filled_before_the_first_update():
     model = nn.Linear(4, 4)
     nn.init.constant_(model.weight, torch.nan)
@@ -531,6 +674,48 @@ def test_a_part_is_modelled_and_the_rest_is_copied(which):
     other = OnlineCMD(frozen_base(), 3, 40, WARMUP, parameters=lambda name: "running" not in name)
     with pytest.raises(ValueError, match="saved with"):
         other.load_state_dict(cmd.state_dict())
+
+
+@pytest.mark.parametrize("stop", [2, WARMUP + 2])
+def test_a_frozen_base_is_in_no_state(stop, tmp_path):
+    def adapted():
+        torch.manual_seed(0)
+        base = nn.Linear(200, 200).requires_grad_(False)
+        return nn.Sequential(base, nn.BatchNorm1d(200), nn.Linear(200, 2), nn.Linear(2, 1))
+
+    def follow(model, generator, *cmds):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter += torch.randn(parameter.shape, generator=generator) / 10
+        model(torch.randn(8, 200, generator=generator))  # BatchNorm's statistics
+        for cmd in cmds:
+            cmd.update_parameters(model)
+
+    model, generator = adapted(), torch.Generator().manual_seed(0)
+    cmd = OnlineCMD(model, 2, 60, WARMUP, parameters="trainable")
+    for _ in range(stop):
+        follow(model, generator, cmd)
+    torch.save(cmd.state_dict(), tmp_path / "cmd.pt")
+    assert (tmp_path / "cmd.pt").stat().st_size < 200 * 200 * 4 / 2
+    saved = read_pickled(tmp_path / "cmd.pt")
+    assert not any(name.startswith("0.") for name in saved["tensors"])
+    again = adapted()
+    again.load_state_dict(model.state_dict())
+    resumed = OnlineCMD(again, 2, 60, WARMUP, parameters="trainable")
+    resumed.load_state_dict(saved)
+    older = OnlineCMD(adapted(), 2, 60, WARMUP, parameters="trainable")
+    tensors = dict(cmd.module.state_dict())  # all of them, as states once were
+    del saved["left_out"]
+    with pytest.raises(ValueError, match=r"'0\.weight' was saved"):
+        older.load_state_dict(saved)
+    older.load_state_dict(saved | {"tensors": tensors})
+    assert everything(resumed) == everything(older) == everything(cmd)
+    for _ in range(WARMUP):
+        follow(model, generator, cmd, resumed, older)
+    assert everything(resumed) == everything(older) == everything(cmd)
+    x = torch.randn(5, 200, generator=generator)
+    assert torch.equal(resumed.eval()(x), cmd.eval()(x))
 
 
 def test_nothing_to_follow():

@@ -1,12 +1,12 @@
 """Other weights and buffers for a model, which can be taken back."""
 
-import sys
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from .copies import writable
+from .parallel import reshard
 from .vector import Entry, assign, whole
 
 
@@ -61,13 +61,3 @@ class Applied:
                 entry.owner._buffers[entry.key] = entry.tensor
             if before is not None:
                 entry.tensor.copy_(before)
-
-
-def reshard(model: nn.Module) -> None:
-    """Have the modules of FSDP2 let go of whole parameters, which they may keep from a forward pass
-    to the next, so that the sharded ones are read and written."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # where it was not imported there is none
-    if fsdp is not None:
-        for part in model.modules():
-            if isinstance(part, fsdp.FSDPModule):
-                part.reshard()

@@ -1,7 +1,9 @@
 """A copy of a module, also where parts of it cannot be copied."""
 
 import copy
-from types import TracebackType
+import inspect
+from functools import partial
+from types import MethodType, TracebackType
 from typing import Any
 
 import torch
@@ -26,10 +28,11 @@ def copy_module(module: nn.Module) -> nn.Module:
     """Return a copy that needs no gradients.
 
     What deepcopy cannot copy is shared, such as a lock, and a tensor that was computed, such as a
-    cached activation or weight_norm's weight, is copied by its value.
+    cached activation or weight_norm's weight, is copied by its value. A method that something was
+    put around on the instance, such as a compiled `forward`, is the bare method in the copy.
 
     Raises:
-        ValueError: the module, one within it or a parameter cannot be copied.
+        ValueError: the module, one within it, its `forward` or a parameter cannot be copied.
     """
     module = unwrapped(module)
     replaced: dict[int, Any] = {}
@@ -50,6 +53,7 @@ def copy_module(module: nn.Module) -> nn.Module:
     for parameter in copied.parameters():
         parameter.requires_grad_(False).grad = None
     _own_memory(copied)
+    _own_forward(module, copied)
     return copied
 
 
@@ -74,6 +78,30 @@ def _own_memory(module: nn.Module) -> None:
         for key, buffer in owner._buffers.items():
             if buffer is not None and buffer.layout == torch.strided and overlaps(buffer):
                 owner._buffers[key] = buffer.contiguous()
+
+
+def _own_forward(module: nn.Module, copied: nn.Module) -> None:
+    """Give each module of the copy a `forward` of its own where one was put on the instance and
+    deepcopy shared it, as it does functions: that would compute with the original's weights.
+
+    Raises ValueError if it is not a method of the original, nor wrapped around one.
+    """
+    copies = dict(copied.named_modules())
+    for name, original in module.named_modules():
+        forward, ours = vars(original).get("forward"), copies.get(name)
+        if forward is None or ours is None or vars(ours).get("forward") is not forward:
+            continue
+        method = inspect.unwrap(forward, stop=partial(_is_method, module=original))
+        if not _is_method(method, original):
+            raise ValueError(
+                f"the forward of {name or type(module).__name__!r} was replaced by a function, "
+                "which may compute with the original's weights: give module= a copy of your own"
+            )
+        ours.forward = MethodType(method.__func__, ours)
+
+
+def _is_method(value: Any, module: nn.Module) -> bool:
+    return isinstance(value, MethodType) and value.__self__ is module
 
 
 def overlaps(tensor: Tensor) -> bool:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoints import Opened, is_checkpoint, open_checkpoint
+from .checkpoints import Opened, Stored, is_checkpoint, open_checkpoint
 from .checkpoints.alignment import SeriesLayer, align
 from .checkpoints.folders import FILE_ENDINGS
 from .checkpoints.series import (
@@ -45,6 +45,7 @@ from .fitting import fit_cmd
 from .model import CMDModel
 from .quality import Description, Descriptions
 from .ranks import ALONE, Ranks
+from .vector import is_variance, own_where_equal
 
 INTERRUPTED = "interrupted; nothing was written"
 BYTES_A_WEIGHT = 9  # of a, b and the mode
@@ -197,19 +198,21 @@ def reconstruction(
     made, start = {}, 0
     for layer in layers:
         stop = start + layer.numel()
-        dtype = last.tensors[layer.name].dtype
-        made[layer.name] = partial(reconstructed_layer, cmd, layer.name, slice(start, stop), dtype)
+        stored = last.tensors[layer.name]
+        made[layer.name] = partial(reconstructed_layer, cmd, stored, slice(start, stop))
         start = stop
     return made
 
 
-def reconstructed_layer(cmd: CMDModel, name: str, part: slice, dtype: torch.dtype) -> Tensor:
+def reconstructed_layer(cmd: CMDModel, stored: Stored, part: slice) -> Tensor:
     """A layer of the last checkpoint by CMD, within the range of its dtype; a running variance is
-    at least 0."""
+    at least 0, and float64 values that equal CMD's in float32 stay as they are stored."""
     values = cmd.of_weights(part).reconstruct(cmd.reference_history[-1])
-    most = min(torch.finfo(dtype).max, torch.finfo(values.dtype).max)
+    most = min(torch.finfo(stored.dtype).max, torch.finfo(values.dtype).max)
     values = torch.where(values.isinf(), values, values.clamp(-most, most))
-    return values.clamp_(min=0) if name.rpartition(".")[2] == "running_var" else values
+    if is_variance(stored.name):
+        values.clamp_(min=0)
+    return own_where_equal(values, stored.read()) if stored.dtype == torch.float64 else values
 
 
 class Progress:

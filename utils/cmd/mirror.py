@@ -9,10 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin
 
-from .applied import Applied, reshard
+from .applied import Applied
 from .copies import copy_module, unwrapped, writable
 from .names import DATA_PARALLEL, WRAPPERS, by_name, modules_by_name, without
-from .vector import Entry, assign, named_layers, read_vector, whole, write_pieces
+from .parallel import refuse_fsdp1, reshard, with_first_buffers
+from .vector import (
+    Entry,
+    assign,
+    is_layer,
+    named_layers,
+    own_where_equal,
+    read_vector,
+    whole,
+    write_pieces,
+)
 
 Which = Callable[[str], bool] | Literal["trainable"] | None
 EXTRA_STATE = "_extra_state"  # torch's name for it in state dictionaries
@@ -65,6 +75,9 @@ class Mirror:
         Raises:
             ValueError: the model cannot be copied, `module` differs from it, or there is no layer.
         """
+        for given in (model, module):
+            if given is not None:
+                refuse_fsdp1(given)
         model = unwrapped(model)
         found = by_name(model)
         for entry in found.values():
@@ -87,6 +100,13 @@ class Mirror:
             for name, entry in found.items()
             if name not in first and isinstance(entry.tensor, nn.Parameter)
         ]
+        self._left_out = {  # of states: the model has them
+            name
+            for name, entry in found.items()
+            if isinstance(entry.tensor, nn.Parameter)
+            and not entry.tensor.requires_grad
+            and name not in followed
+        }
         self._known = {name for name, entry in found.items() if _is_fixed(entry)}
         self._apart = _apart(found)
         if module is not None:
@@ -113,22 +133,34 @@ class Mirror:
         """The number of weights in each layer."""
         return [layer.shape.numel() for layer in self.layers]
 
-    def read(self, model: nn.Module, out: Tensor | None, first: bool) -> Tensor:
-        """Read θ of the model, float32 [N], into `out` where it is given.
+    def entries(self, model: nn.Module) -> dict[str, Entry]:
+        """Return the parameters and buffers of the model by name, to be read and copied. Where
+        several processes train it by DistributedDataParallel, floating-point buffers are those of
+        the first one, and all have to call this.
+
+        Raises:
+            ValueError: the model is not the one that the mirror was made of.
+        """
+        refuse_fsdp1(model)
+        reshard(model)
+        found = by_name(model)
+        self._require_layers(found, "the model")
+        return with_first_buffers(model, found)
+
+    def read(self, found: Mapping[str, Entry], out: Tensor | None, first: bool) -> Tensor:
+        """Read θ, float32 [N], into `out` where it is given.
 
         Args:
+            found: the model's `entries`.
             first: whether nothing was read before: then entries that were not finite when the
                 mirror was made may have become so.
 
         Raises:
-            ValueError: the model is not the one that the mirror was made of, or θ is not finite.
+            ValueError: θ is not finite.
         """
-        reshard(model)
-        found = by_name(model)
-        layers = self._require_layers(found, "the model")
         if out is None:
             out = torch.empty(self.n_weights, device=self.constant.device)
-        theta = read_vector(layers, out)
+        theta = read_vector(self._tensors(found), out)
         constant, values = self.constant, self.values
         if len(constant):
             now = theta[constant]
@@ -148,12 +180,21 @@ class Mirror:
         self.constant, self.values = constant, values
         return theta
 
-    def write(self, pieces: Iterable[Tensor]) -> None:
-        """Write θ into the module's layers, in consecutive pieces, float [n] each."""
-        found = by_name(self.module)
+    def write(self, pieces: Iterable[Tensor], found: Mapping[str, Entry]) -> None:
+        """Write θ into the module's layers, in consecutive pieces, float [n] each.
+
+        Args:
+            found: the model's `entries`, whose float64 values stay where they equal θ in float32.
+        """
+        ours = self._tensors(by_name(self.module))
         if len(self.constant):
             pieces = self._with_constants(pieces)
-        write_pieces(pieces, {layer.name: found[layer.name].tensor for layer in self.layers})
+        write_pieces(pieces, ours)
+        for layer in self.layers:
+            if layer.dtype == torch.float64:
+                mine = whole(ours[layer.name].detach())
+                own = whole(found[layer.name].tensor.detach()).to(mine.device)
+                assign(ours[layer.name], own_where_equal(mine, own))
 
     def extra_states(self, model: nn.Module) -> dict[str, Any]:
         """Copy the extra states of the model's modules, by name.
@@ -172,10 +213,13 @@ class Mirror:
                     ) from error
         return states
 
-    def copy_from(self, model: nn.Module, layers: bool, states: Mapping[str, Any]) -> None:
+    def copy_from(
+        self, found: Mapping[str, Entry], layers: bool, states: Mapping[str, Any]
+    ) -> None:
         """Copy the tensors of the model, and extra states.
 
         Args:
+            found: the model's `entries`.
             layers: whether the layers, too, which is exact in any dtype; everything else if not.
             states: what `extra_states` gave.
 
@@ -185,7 +229,7 @@ class Mirror:
         self._set_extra_states(states)
         owners, ours = modules_by_name(self.module), by_name(self.module)
         modelled = set() if layers else {id(ours[layer.name].tensor) for layer in self.layers}
-        for name, entry in by_name(model).items():
+        for name, entry in found.items():
             if name not in ours or id(ours[name].tensor) not in modelled:
                 copy_entry(entry, ours.get(name), _owner(name, ours, owners))
 
@@ -195,15 +239,19 @@ class Mirror:
         Raises:
             ValueError: it is not the model that the mirror was made of.
         """
+        refuse_fsdp1(model)
         reshard(model)
         theirs = by_name(model)
         self._require_layers(theirs, "the model", dtypes=False)
         return Applied(model, theirs, by_name(self.module))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` needs; without tensors of its own."""
+        """Return what `load_state_dict` needs; without tensors of its own, and without parameters
+        that are neither modelled nor trained."""
+        tensors = {name: entry.tensor for name, entry in by_name(self.module).items()}
         return {
-            "tensors": {name: entry.tensor for name, entry in by_name(self.module).items()},
+            "tensors": {n: tensor for n, tensor in tensors.items() if n not in self._left_out},
+            "left_out": sorted(self._left_out),
             "extra_states": self.extra_states(self.module),
             "constant": self.constant,
             "values": self.values,
@@ -213,15 +261,18 @@ class Mirror:
         """Check that `load_state_dict` can take a state.
 
         Raises:
-            ValueError: a layer or another parameter is missing, or has another shape.
+            ValueError: a layer or another parameter is missing that was not left out, or has
+                another shape.
         """
-        saved = _saved(state)[0]
-        for layer in (*self.layers, *self._others):
+        saved, left_out = _saved(state)[0], set(state.get("left_out", ()))
+        others = [layer for layer in self._others if layer.name not in left_out]
+        for layer in (*self.layers, *others):
             if layer.name not in saved or saved[layer.name].shape != layer.shape:
                 raise ValueError(f"tensor {layer.name!r} was saved with another shape, or not")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state, also from one saved before there were constants."""
+        """Go on from a state, also from one saved before there were constants; parameters that were
+        left out of it stay as they are."""
         tensors, states = _saved(state)
         self._set_extra_states(states)
         ours, owners = by_name(self.module), modules_by_name(self.module)
@@ -259,13 +310,8 @@ class Mirror:
             yield piece
             start = stop
 
-    def _require_layers(
-        self, found: dict[str, Entry], what: str, dtypes: bool = True
-    ) -> dict[str, Tensor]:
-        """Return the layers among the tensors found, in θ's order.
-
-        Raises ValueError naming the first one that is not as it was.
-        """
+    def _require_layers(self, found: dict[str, Entry], what: str, dtypes: bool = True) -> None:
+        """Raise ValueError naming the first of the tensors found that is not as it was."""
         for layer in (*self.layers, *self._others):
             if layer.name not in found:
                 raise ValueError(f"tensor {layer.name!r} is missing from {what}")
@@ -292,6 +338,9 @@ class Mirror:
         for name in sorted(self._apart ^ _apart(found)):
             ties = "no longer tied to another" if name not in self._apart else "tied to another now"
             raise ValueError(f"tensor {found[name].name!r} is {ties} in {what}")
+
+    def _tensors(self, found: Mapping[str, Entry]) -> dict[str, Tensor]:
+        """The layers among the tensors found, in θ's order."""
         return {layer.name: found[layer.name].tensor for layer in self.layers}
 
     def _layer_at(self, index: int) -> str:
@@ -301,12 +350,6 @@ class Mirror:
             if index < 0:
                 break
         return layer.name
-
-
-def is_layer(entry: Entry) -> bool:
-    """Whether CMD can model this tensor: a floating-point parameter or persistent buffer."""
-    tensor = entry.tensor
-    return entry.persistent and tensor.is_floating_point() and tensor.layout == torch.strided
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +17,7 @@ from .moments import ReferenceMoments, coefficients, per_weight
 from .ranges import part_weights, ranges
 from .ranks import ALONE, Ranks
 from .snapshots import Snapshots
+from .vector import Entry
 
 
 class History(Protocol):
@@ -160,6 +161,10 @@ class OnlineCMD:
     def update_parameters(self, model: nn.Module) -> None:
         """Take in the weights of the model and bring `self.module` up to date.
 
+        Args:
+            model: where it is a DistributedDataParallel of several processes, all of them call
+                this, and take the floating-point buffers of the first, which differ by process.
+
         Raises:
             ValueError: a weight is not finite, or a tensor is missing, new, or of another shape,
                 dtype or tie than it was. Nothing has changed then, and the next call may go on as
@@ -171,10 +176,11 @@ class OnlineCMD:
         epoch = self.n_updates
         with torch.inference_mode(False), torch.no_grad():
             try:
-                theta = self._mirror.read(model, self._theta, first=epoch == 0)
+                found = self._mirror.entries(model)
+                theta = self._mirror.read(found, self._theta, first=epoch == 0)
                 states = self._mirror.extra_states(model)
                 fitted = self._fit(theta) if epoch == self.warmup else None
-                self._mirror.copy_from(model, epoch < self.warmup, states)
+                self._mirror.copy_from(found, epoch < self.warmup, states)
             except ValueError as error:
                 raise ValueError(f"update {epoch}: {error}") from error.__cause__
             self._theta = theta
@@ -184,10 +190,10 @@ class OnlineCMD:
             elif fitted is not None:
                 self._begin(*fitted)
                 cmd = self.model
-                self._mirror.write([cmd.reconstruct(theta[cmd.reference])])
+                self._mirror.write([cmd.reconstruct(theta[cmd.reference])], found)
             else:
                 self._warmup = None
-                self._update(theta)
+                self._update(theta, found)
             self.n_updates += 1
 
     @contextlib.contextmanager
@@ -292,7 +298,7 @@ class OnlineCMD:
             self._snapshots[number] = rows[number]
         return Snapshots(rows, device=theta.device)
 
-    def _update(self, theta: Tensor) -> None:
+    def _update(self, theta: Tensor, found: Mapping[str, Entry]) -> None:
         """Take θ into the state, and write a · w_r + b into the module, in one pass over both."""
         values = theta[self._state["reference"]]
         self._reference_history.append(values)
@@ -302,7 +308,7 @@ class OnlineCMD:
         if self._ranks.size > 1:
             own = torch.cat([part.clone() for part in updated])
             updated = iter([self._ranks.gather(own, self._n_weights)])
-        self._mirror.write(updated)
+        self._mirror.write(updated, found)
 
     def _updated(self, theta: Tensor, table: Tensor) -> Iterator[Tensor]:
         """The new model, float32 [n] a part, each as its weights are taken into the state.
@@ -344,7 +350,8 @@ class OnlineCMD:
         """All that `load_state_dict` needs to go on, on any number of ranks: tensors, numbers and
         lists of them.
 
-        It holds the warm-up's snapshots until the warm-up ends, unless `history` does.
+        It holds the warm-up's snapshots until the warm-up ends, unless `history` does, and no
+        parameter that is neither modelled nor trained: the model given to the constructor has them.
         """
         moments = self._moments
         return {

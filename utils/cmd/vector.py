@@ -58,6 +58,12 @@ def walk(module: nn.Module) -> Iterator[Entry]:
                 yield Entry(dot + key, owner, key, tensor, persistent)
 
 
+def is_layer(entry: Entry) -> bool:
+    """Whether CMD can model this tensor: a floating-point parameter or persistent buffer."""
+    tensor = entry.tensor
+    return entry.persistent and tensor.is_floating_point() and tensor.layout == torch.strided
+
+
 def named_layers(module: Stateful) -> list[tuple[str, Tensor]]:
     """(name, tensor) of each layer of θ; tensors tied together keep their first name.
 
@@ -189,6 +195,12 @@ def write_pieces(pieces: Iterable[Tensor], module: Stateful) -> None:
             flat.clamp_(min=0)
         if is_sharded(tensor) or not tensor.is_contiguous():
             assign(tensor, flat.view(tensor.shape))
+
+
+def own_where_equal(modelled: Tensor, own: Tensor) -> Tensor:
+    """Return float64 values: the model's own where what is modelled of them, of the same shape, is
+    equal in float32, and what is modelled elsewhere. So a weight that never moves is exact."""
+    return torch.where(modelled.float() == own.float(), own, modelled.double())
 
 
 def is_variance(name: str) -> bool:
