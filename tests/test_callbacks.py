@@ -12,6 +12,7 @@ import transformers
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 from utils.cmd import OnlineCMD, read_vector
@@ -581,3 +582,28 @@ def test_trainer_that_ends_within_the_warmup(tmp_path, epochs, updates):
     with pytest.warns(UserWarning, match=words):
         hf(tmp_path, arguments={"num_train_epochs": epochs, "save_strategy": "no"})
     assert not (tmp_path / "cmd").exists()
+
+
+def test_lightning_follows_what_ddp_wraps(tmp_path, monkeypatch):
+    """For its processes to follow the same weights: here there is one."""
+    followed, update = [], OnlineCMD.update_parameters
+
+    def noted(self, model):
+        followed.append(type(model))
+        update(self, model)
+
+    monkeypatch.setattr(OnlineCMD, "update_parameters", noted)
+    callback = for_lightning.CMDCallback(**CMD)
+    trainer = lightning.Trainer(
+        max_epochs=EPOCHS, callbacks=[callback], default_root_dir=tmp_path, logger=False,
+        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, strategy="ddp", devices=1,
+    )  # fmt: skip
+    try:
+        trainer.fit(Lit(), DataLoader(TensorDataset(*images()), 8))
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    assert followed == [DistributedDataParallel] * EPOCHS
+    saved = Lit.load_from_checkpoint(tmp_path / "cmd.ckpt")
+    assert torch.equal(read_vector(saved), read_vector(callback.cmd.module))

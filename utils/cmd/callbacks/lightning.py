@@ -11,6 +11,8 @@ except ImportError:  # the same library under its other name
     except ImportError as missing:
         raise ImportError("Lightning is not installed: pip install lightning") from missing
 
+from torch.nn.parallel import DistributedDataParallel
+
 from .follower import Follower
 
 
@@ -105,7 +107,9 @@ class CMDCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int
     ) -> None:
         # before the validation at an epoch's end, and the checkpoint that may follow it
-        self._follower.update(pl_module, trainer.global_step, trainer.is_last_batch)
+        wrapped = trainer.strategy.model  # by DDP, whose processes follow the same weights
+        model = wrapped if isinstance(wrapped, DistributedDataParallel) else pl_module
+        self._follower.update(model, trainer.global_step, trainer.is_last_batch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.save_as is None or trainer.fast_dev_run or not self._follower.is_worth_saving():
