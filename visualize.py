@@ -136,6 +136,8 @@ def accuracy(args: argparse.Namespace) -> list[Path]:
             raise UserError(f"{record.folder} holds the run of --seed {record.settings.seed}")
     finished, behind = [], {}
     for method in METHODS:
+        if args.methods is not None and method.name not in args.methods:
+            continue
         missing = [record for record in records if not record.finished(method.name)]
         if not missing:
             finished.append(method)
@@ -145,14 +147,14 @@ def accuracy(args: argparse.Namespace) -> list[Path]:
         record = next(iter(behind.values()), records[0])
         command = record.commands[-1] if record.commands else "train_cmd.py"
         raise UserError(
-            f"no method is finished in {record.folder}; this goes on with it: {command}"
+            f"no method to be drawn is finished in {record.folder}; this goes on with it: {command}"
         )
     for method, record in behind.items():
         note(
             f"accuracy is without {method.label}, which has {record.epochs(method.name)} of "
             f"{record.settings.epochs} epochs in {record.folder}"
         )
-    if not any(method.trains for method in (*finished, *behind)):
+    if args.methods is None and not any(method.trains for method in (*finished, *behind)):
         note("accuracy is without differences to the run itself, which was not tested (--sgd True)")
     return plot_test_accuracy(
         finished, records[0].settings, folders, target(args, "accuracy"), FORMATS,
@@ -304,6 +306,11 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--output", metavar="DIR", help="where pictures go (default: pictures in the run's folder)"
     )
+    group = parser.add_argument_group("accuracy")
+    group.add_argument(
+        "--methods", nargs="+", choices=[method.name for method in METHODS], metavar="METHOD",
+        help=f"only these, of {', '.join(method.name for method in METHODS)} (default: all)",
+    )  # fmt: skip
     group = parser.add_argument_group("landscape")
     group.add_argument(
         "--axes", nargs=2, type=at_least(0), default=[0, 1], metavar="MODE",

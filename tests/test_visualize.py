@@ -70,7 +70,7 @@ def test_all_that_the_run_allows(draw, tmp_path, real_run, capsys):
     assert {path.name for path in real_run.iterdir()} == before
 
 
-def test_embedding_and_seeds(tmp_path, capsys):
+def test_embedding_and_seeds(tmp_path, capsys, monkeypatch):
     where = ["--results_dir", str(tmp_path)]
     argv = [*SMALL, "--limit", "64", "--epochs", "4", "--warmup_cmd", "1", "--embed_window", "1"]
     argv += ["--seeds", "0", "3"]
@@ -79,6 +79,17 @@ def test_embedding_and_seeds(tmp_path, capsys):
         assert visualize.main([picture, "--model", "lenet", "--seeds", "0", "3", *where]) == 0
     pictures = tmp_path / "lenet_seeds/seed_0/pictures"
     assert {path.name for path in pictures.glob("*.png")} == {"embedding.png", "accuracy.png"}
+
+    drawn = []
+    monkeypatch.setattr(
+        visualize, "plot_test_accuracy", lambda methods, *_, **__: drawn.extend(methods) or []
+    )
+    argv = ["accuracy", "--model", "lenet", "--seeds", "0", "3", *where, "--methods"]
+    assert visualize.main([*argv, "cmd_embed", "sgd"]) == 0
+    assert [method.name for method in drawn] == ["sgd", "cmd_embed"]
+    capsys.readouterr()
+    assert visualize.main([*argv, "cmd_posthoc"]) == 2
+    assert "no method to be drawn is finished" in capsys.readouterr().err
 
 
 def test_one_run_is_not_several(tmp_path, real_run, capsys):
