@@ -104,9 +104,10 @@ def plot_test_accuracy(
                 draw_band(under, x, shown, method.color, half_width, **look)
                 differences.append(shown)
             under.set_ylim(*_limits(differences, half_width, at_most=100))
-            mean = "" if few else f", mean of last {LAST}"
-            band = f", {100 * LEVEL:.0f} % interval" if len(folders) > 1 else ""
-            under.set_ylabel(f"Minus {the_run.label}{mean}\n(points{band})")
+            told = ["points"] + [f"mean of last {LAST}"] * (not few)
+            told += [f"{100 * LEVEL:.0f} % interval"] * (len(folders) > 1)
+            words = ",\n".join(told)
+            under.set_ylabel(f"Minus {the_run.label} ({words})")
         for method, share in shares.items():
             x = np.arange(share.shape[1])
             draw_band(below[0], x, share, method.color, drawstyle="steps-post")
