@@ -3,6 +3,8 @@
 import copy
 import itertools
 import json
+import os
+from unittest.mock import patch
 
 import lightning.pytorch as lightning
 import peft
@@ -599,11 +601,12 @@ def test_lightning_follows_what_ddp_wraps(tmp_path, monkeypatch):
         accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, strategy="ddp", devices=1,
     )  # fmt: skip
-    try:
-        trainer.fit(Lit(), DataLoader(TensorDataset(*images()), 8))
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    with patch.dict(os.environ):  # which is told of the group
+        try:
+            trainer.fit(Lit(), DataLoader(TensorDataset(*images()), 8))
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
     assert followed == [DistributedDataParallel] * EPOCHS
     saved = Lit.load_from_checkpoint(tmp_path / "cmd.ckpt")
     assert torch.equal(read_vector(saved), read_vector(callback.cmd.module))
