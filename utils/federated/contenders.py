@@ -85,7 +85,8 @@ class Contender:
             return None
         layers = [tensor for _, tensor in named_layers(module)]
         statistics = [not isinstance(tensor, nn.Parameter) for tensor in layers]
-        return Sender(coding, layer_sizes(module), (settings.seed, *stream), statistics)
+        sizes = [tensor.numel() for tensor in layers]
+        return Sender(coding, sizes, (settings.seed, *stream), statistics)
 
 
 CONTENDERS = tuple(Contender(method, transport) for method in METHODS for transport in TRANSPORTS)

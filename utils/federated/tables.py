@@ -31,16 +31,16 @@ def tables(summaries: Sequence[dict]) -> str:
 
 def _overview(runs: dict[str, Figures], n_rounds: int) -> str:
     """Lay out accuracies, and bytes of all rounds."""
-    rows, lost = [], False
-    for own in runs.values():
-        lost |= any(each["lost"] for each in own)
+    rows = []
+    lost = {name for name, own in runs.items() if any(each["lost"] for each in own)}
+    for name, own in runs.items():
         best = _accuracy([each["best"] for each in own])
         if len(own) == 1:
             best += f" ({own[0]['best_round']})"
         wire_share = [each["wire_share"] for each in own]
         rows.append(
             [
-                own[0]["label"] + LOST * any(each["lost"] for each in own),
+                own[0]["label"] + LOST * (name in lost),
                 _accuracy([each["last"] for each in own]),
                 _accuracy([each[MEAN_LAST] for each in own]),
                 best,
@@ -53,7 +53,7 @@ def _overview(runs: dict[str, Figures], n_rounds: int) -> str:
         )
     words = f"\n{LOST} what clients had still to say was lost where the run was stopped"
     header = [heading.format(n_rounds) for heading in HEADER]
-    return format_table(header, rows) + words * lost
+    return format_table(header, rows) + words * bool(lost)
 
 
 def _within(runs: dict[str, Figures], total: float) -> str:

@@ -159,13 +159,12 @@ class Sender:
         meant = self.residual[which] + change
         if not np.isfinite(meant).all():
             raise ValueError("changes that are not finite")
-        statistics, layers = self._statistics[which], self._layers.at(which)
-        coded = ~statistics
+        statistics, layers = self._split(which)
         draw = drawing(*self._stream, number)
-        arrays = self.coding.encode(meant[coded], layers.at(coded), draw)
+        arrays = self.coding.encode(meant[~statistics], layers, draw)
         if statistics.any():
             arrays["statistics"] = meant[statistics]
-        sent = self._decoded(arrays, which)
+        sent = self._decoded(arrays, statistics, layers)
         self.residual[which] = meant - sent
         return arrays, sent
 
@@ -175,7 +174,7 @@ class Sender:
         Raises:
             ValueError: it is not a message about these weights, or not finite.
         """
-        change = self._decoded(arrays, which)
+        change = self._decoded(arrays, *self._split(which))
         if not np.isfinite(change).all():
             raise ValueError("changes that are not finite")
         return change
@@ -194,10 +193,15 @@ class Sender:
             values["statistics"] = arrays["statistics"][kept[statistics]]
         return arrays | values
 
-    def _decoded(self, arrays: Mapping[str, np.ndarray], which: np.ndarray) -> Vector:
-        statistics, layers = self._statistics[which], self._layers.at(which)
+    def _split(self, which: np.ndarray) -> tuple[np.ndarray, Layers]:
+        """Tell which of some weights are statistics, bool [n], and the layers of the others."""
+        return self._statistics[which], self._layers.at(which & ~self._statistics)
+
+    def _decoded(
+        self, arrays: Mapping[str, np.ndarray], statistics: np.ndarray, layers: Layers
+    ) -> Vector:
         change = np.empty(len(statistics), dtype=np.float32)
-        change[~statistics] = self.coding.decode(arrays, layers.at(~statistics))
+        change[~statistics] = self.coding.decode(arrays, layers)
         if statistics.any():
             length = int(statistics.sum())
             change[statistics] = expected(arrays, "statistics", np.float32, length)
