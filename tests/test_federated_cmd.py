@@ -28,7 +28,7 @@ from utils.federated.flower import Context, Message, RecordDict
 from utils.federated.messages import content_of, package_of, recall, remember
 from utils.federated.methods import METHODS
 from utils.federated.prepare import prepare
-from utils.federated.rounds import Place, run_rounds
+from utils.federated.rounds import Place, checkpoint_of, run_rounds, stored_history
 from utils.federated.runners import InProcessGrid
 from utils.federated.strategy import ExchangeStrategy
 from utils.storage.store import Store
@@ -39,7 +39,7 @@ ENVIRONMENT = os.environ | {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
 
 
 def settings_of(rounds, *flags):
-    argv = [*SMALL, "--rounds", str(rounds), *flags]
+    argv = [*SMALL, "--rounds", str(rounds), "--methods", "fedavg", *flags]
     args = federated_cmd.build_parser().parse_args(argv)
     return prepare(args)[0]
 
@@ -374,18 +374,22 @@ def test_killed_and_started_again_gives_the_same_numbers(finished, tmp_path):
     [
         (["--fraction", "1.5"], "--fraction: 1.5 is too large: choose 1"),
         (["--embed_perc", "101"], "--embed_perc: 101 is too large"),
-        (["--warmup_cmd", "8", "--rounds", "9"], "--warmup_cmd 8 and --embed_window 1"),
+        (["--warmup_cmd", "7", "--rounds", "9"], "--warmup_cmd 7 and --embed_window 1"),
+        (["--embed_max", "1e-9"], "--embed_max 1e-09: of 548,878 weights that is none; choose 0"),
+        (["--limit", "5"], "5 images are too few for a client; choose --limit 10"),
+        (["--alpha", "1e308", "--partition", "dirichlet"], "--alpha: 1e308 is too large"),
         (["--methods", "cmd", "cmd"], "--methods cmd cmd: give each method once"),
         (["--clients", "50"], "--clients 50: 200 images are too few"),
         (["--alpha", "0.0001", "--partition", "dirichlet", "--clients", "11"], "--alpha 0.0001"),
         (["--momentum", "0.5"], "--momentum 0.5 is SGD's"),
-        (["--modes", "2000"], "--modes 2000, --samples 1000"),
+        (["--modes", "2000"], "--modes 2000 and --samples 1000: choose"),
         (["--methods", "fedprox"], "fedprox"),
         (["--transport", "fp16"], "fp16"),
         (["--transport", "bf16", "bf16"], "--transport bf16 bf16: give each transport once"),
-        (["--topk", "0"], "--topk: 0 is not a positive number"),
+        (["--topk", "0"], "--topk: 0 is not allowed: choose a number above 0, up to 100"),
         (["--topk", "101"], "--topk: 101 is too large"),
         (["--memory", "0.5"], "--memory: 0.5 is too short: choose 1 or more"),
+        (["--memory", "inf"], "--memory: inf is not allowed: choose a finite number, 1 or more"),
         (["--seeds", "1", "1"], "--seeds 1 1: give each seed once"),
         (["--seeds", "1", "--seed", "1"], "--seed"),
         (["--rounds", "0"], "--rounds"),
@@ -402,6 +406,20 @@ def test_bad_input(flags, words, tmp_path, capsys):
     error = capsys.readouterr().err
     assert code == 2 and words in error and "Traceback" not in error
     assert not any(tmp_path.iterdir())
+
+
+def test_what_only_cmd_needs_is_nothing_to_others():
+    assert settings_of(1, "--samples", "9999999").samples == 9_999_999
+
+
+def test_rounds_of_before_there_was_lost_are_read(tmp_path):
+    place, settings = place_at(tmp_path / "old"), settings_of(2)
+    history = run_rounds(InProcessGrid(app, 3), settings, "fedavg", place, lambda rows: None)
+    state = place.store.load(checkpoint_of("fedavg"))
+    for row in state["history"]:
+        assert row.pop("lost") is False
+    place.store.save(state, checkpoint_of("fedavg"))
+    assert stored_history(place.store, "fedavg") == history
 
 
 def test_no_room_is_said_before_the_first_round(tmp_path, monkeypatch, capsys):

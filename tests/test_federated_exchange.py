@@ -13,6 +13,7 @@ from utils.federated.exchange import OutOfStepError, Package, weighted_mean
 from utils.federated.fedavg import FedAvgClient, FedAvgServer
 from utils.federated.freezing import Freezing, FreezingClient, FreezingServer, FreezingSettings
 from utils.federated.partition import partition
+from utils.federated.topk import TopK
 from utils.federated.transport import CODINGS, Sender
 from utils.system.errors import UserError
 
@@ -209,6 +210,23 @@ def test_what_would_make_theta_infinite_is_refused(coding):
     with pytest.raises(ValueError, match="not finite"):
         server.check(client.up(bad))
     assert np.isfinite(server.theta).all()
+
+
+def test_a_mean_that_cannot_be_sent_changes_nothing():
+    """With what earlier messages left out, a sum of finite answers overflows."""
+    server, (client,) = sides("fedavg", 1, TopK(10, CODINGS["fp32"]))
+    play(server, [client], 1, lambda number: [0])
+    client.receive(server.down(server.version - 1))
+    before, version = server.theta.copy(), server.version
+    server.sender.residual[:] = 3.3e38
+    answer = client.up(client.theta + np.float32(1e38))
+    server.check(answer)
+    with pytest.raises(ValueError, match="not finite"):
+        server.aggregate([answer], [1])
+    assert server.version == version and np.array_equal(server.theta, before)
+    server.sender.residual[:] = 0
+    client.receive(server.down(server.version))  # as the round was, for it, without an end
+    assert np.array_equal(client.theta, server.theta)
 
 
 def test_weighted_mean():

@@ -134,6 +134,19 @@ def test_an_accuracy_half_a_point_below_is_half_a_point_below():
     assert found == {"0": None, "0.5": 3200, "1": 3200}
 
 
+def test_fedavg_sends_all_of_its_own_bytes():
+    """Also where the mean over seeds is no whole number."""
+    runs = [{"fedavg": history([0.5, 0.6, 0.7, 0.8], payload)} for payload in (400, 400, 402)]
+    _, equal, _ = tables([summarise(settings_of(), run, WEIGHTS) for run in runs]).split("\n\n")
+    assert "(" not in equal
+
+
+def test_a_mean_is_of_as_many_rounds_as_there_are():
+    short = replace(settings_of(), rounds=3)
+    words = tables([summarise(short, {"fedavg": FEDAVG[:3]}, WEIGHTS)])
+    assert "MB to a mean of 3 rounds" in words and "mean of last 3" in words
+
+
 def test_over_seeds_differences_are_paired(tmp_path):
     settings = settings_of()
     runs = [
@@ -152,7 +165,7 @@ def test_over_seeds_differences_are_paired(tmp_path):
     assert low == pytest.approx(0.02 - 12.706 * 0.01, abs=1e-4) and high > 0.1
     assert apf["within"]["10"] == {"mean": None, "std": None, "values": [None, None]}
     assert "minus_fedavg" not in apf["within"]["20"] and apf["compared_with"] == "fedavg"
-    assert summary["methods"]["fedavg"]["compared_with"] is None
+    assert summary["methods"]["fedavg"]["compared_with"] is None and apf["lost"] == [False] * 2
     assert apf["bytes_to"]["0"]["values"] == [1600, 1600]
     assert summary["fedavg_bytes"]["values"] == [3200, 3200]
     assert summary["fedavg_end"]["values"] == pytest.approx([0.65, 0.625])

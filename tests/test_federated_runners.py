@@ -30,7 +30,7 @@ def on_ray(*flags):
 
 
 def test_on_ray_as_in_one_process(tmp_path):
-    flags = ["--rounds", "3", "--methods", "cmd", "topk", "--results_dir"]
+    flags = ["--rounds", "4", "--methods", "cmd", "topk", "--results_dir"]
     assert federated_cmd.main([*SMALL, *flags, str(tmp_path / "inproc")]) == 0
     process = on_ray(*flags, tmp_path / "ray")
     _, error = process.communicate(timeout=300)

@@ -49,6 +49,11 @@ class EmbeddingSettings:
     memory: float | None = None
 
 
+def embeddable(n_weights: int, most: float) -> int:
+    """Count the weights that may be embedded: `most` percent of N."""
+    return int(n_weights * most / 100)
+
+
 class CMDServer(ServerSide):
     """The server of embedded CMD."""
 
@@ -135,7 +140,7 @@ class CMDServer(ServerSide):
         a, b = cmd.a.numpy(), cmd.b.numpy()
         change = np.hypot((a - known.a).astype(np.float64), (b - known.b).astype(np.float64))
         n_weights = len(change)
-        room = int(n_weights * settings.most / 100) - int(known.embedded.sum())
+        room = embeddable(n_weights, settings.most) - int(known.embedded.sum())
         count = min(math.ceil(n_weights * settings.percentage / 100), room)
         arrays = (change, known.embedded, known.reference)
         more = steadiest(*map(torch.from_numpy, arrays), count)

@@ -98,14 +98,22 @@ class ServerSide(ABC):
         Args:
             packages: the clients' answers.
             counts: how many images each client trained on.
+
+        Raises:
+            ValueError: with what earlier messages left out, their mean is too large to be sent; the
+                version stays as it was.
         """
         if self.sender is None:
             self.theta[self.live] = weighted_mean([p.arrays["values"] for p in packages], counts)
         else:
-            changes = [self.sender.read(package.arrays, self.live) for package in packages]
-            mean = weighted_mean(changes, counts)
-            self._changes, sent = self.sender.send(mean, self.live, self.version)
-            self.theta[self.live] += sent
+            read = [self.sender.read(package.arrays, self.live) for package in packages]
+            mean = weighted_mean(read, counts)
+            changes, sent = self.sender.send(mean, self.live, self.version)
+            with np.errstate(over="ignore"):
+                values = self.theta[self.live] + sent
+            if not np.isfinite(values).all():
+                raise ValueError("weights that are not finite")
+            self._changes, self.theta[self.live] = changes, values
         self.version += 1
         self._aggregated()
 

@@ -80,13 +80,13 @@ def _checkpoint_bytes_of_cmd(settings: FederatedSettings) -> int:
 
 
 def _check_cmd(settings: FederatedSettings) -> None:
-    """Check that the first weights are embedded before the last round."""
-    first = settings.warmup_cmd + settings.embed_window
+    """Check that a round follows in which the first embedded weights are not sent."""
+    first = settings.warmup_cmd + settings.embed_window + 1  # rounds are said from 1 on
     if first >= settings.rounds:
         raise UserError(
             f"--warmup_cmd {settings.warmup_cmd} and --embed_window {settings.embed_window}: the "
-            f"first weights would be embedded at round {first + 1}, which leaves none of --rounds "
-            f"{settings.rounds}; choose smaller ones"
+            f"first weights would be embedded after round {first}, which leaves none of --rounds "
+            f"{settings.rounds}; choose smaller ones, more rounds, or --methods without cmd"
         )
 
 
@@ -123,9 +123,10 @@ FEDAVG = FederatedMethod(
     server=lambda settings, theta, module, sender: FedAvgServer(theta, sender),
     client=lambda settings, n_weights, sender: FedAvgClient(n_weights, sender),
 )
+CMD = "cmd"
 METHODS = {
     "fedavg": FEDAVG,
-    "cmd": FederatedMethod(
+    CMD: FederatedMethod(
         label="CMD",
         color="#0072B2",
         checkpoint_bytes=_checkpoint_bytes_of_cmd,

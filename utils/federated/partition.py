@@ -6,6 +6,7 @@ from utils.system.errors import UserError
 
 PARTITIONS = IID, DIRICHLET = ("iid", "dirichlet")
 LEAST = 10  # images of a client
+LARGEST_ALPHA = 1e6  # shares are alike long before
 TRIES = 1000
 
 
@@ -28,6 +29,10 @@ def partition(
     Raises:
         UserError: there are too few images, or no draw gives each client LEAST of them.
     """
+    if len(labels) < LEAST:
+        raise UserError(
+            f"{len(labels)} images are too few for a client; choose --limit {LEAST} or more"
+        )
     if len(labels) < clients * LEAST:
         raise UserError(
             f"--clients {clients}: {len(labels):,} images are too few for {LEAST} each; choose "

@@ -1,13 +1,15 @@
 """The settings and the places of federated runs, from their command line."""
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 
 from utils.cmd.vector import layer_sizes
 from utils.federated.client import images_by_part, images_of
 from utils.federated.contenders import CONTENDERS, Contender
-from utils.federated.methods import METHODS, undecided
+from utils.federated.embedding import embeddable
+from utils.federated.methods import CMD, METHODS, undecided
 from utils.federated.rounds import Place, checkpoint_of
 from utils.federated.settings import FederatedSettings
 from utils.flags import require_once
@@ -78,13 +80,28 @@ def prepare(args: argparse.Namespace) -> Prepared:
         settings, data=fingerprint, precision=choose_precision(args.precision, device)
     )
     n_weights = sum(layer_sizes(settings.build(len(dataset.classes))))
-    if settings.samples > n_weights or settings.modes > settings.samples:
-        raise UserError(
-            f"--modes {settings.modes}, --samples {settings.samples} and the model's "
-            f"{n_weights:,} weights must not decrease"
-        )
+    if CMD in args.methods:
+        check_sizes(settings, n_weights)
     place = Place(Store.new(folder), device, args.data_dir, args.timeout, n_weights)
     return settings, place if args.overwrite else reopened(settings, place)
+
+
+def check_sizes(settings: FederatedSettings, n_weights: int) -> None:
+    """Check that CMD's settings suit a model of N weights.
+
+    Raises:
+        UserError: they do not.
+    """
+    if settings.samples > n_weights or settings.modes > settings.samples:
+        raise UserError(
+            f"--modes {settings.modes} and --samples {settings.samples}: choose --samples up to "
+            f"the model's {n_weights:,} weights, and --modes up to --samples"
+        )
+    if embeddable(n_weights, settings.embed_max) == 0:
+        raise UserError(
+            f"--embed_max {settings.embed_max:g}: of {n_weights:,} weights that is none; choose "
+            f"{math.ceil(1e6 * 100 / n_weights) / 1e6:g} or more"
+        )
 
 
 def reopened(settings: FederatedSettings, place: Place) -> Place:

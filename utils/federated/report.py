@@ -51,7 +51,7 @@ def summarise(
         } | decided[name]
     plain = figures.get(FEDAVG)
     for own in figures.values():
-        own["wire_share"] = own["wire"] / plain["wire"] if plain else None
+        own["wire_share"] = own["wire"] / max(1, plain["wire"]) if plain else None
     return {
         "settings": asdict(settings),
         "n_weights": n_weights,
@@ -75,6 +75,7 @@ def over_seeds(seeds: Sequence[int], summaries: Sequence[dict]) -> dict:
         own = {"label": first["methods"][name]["label"]}
         for key in ("last", MEAN_LAST, "best", "down", "up", "share", "wire"):
             own[key] = _spread([summary["methods"][name][key] for summary in summaries])
+        own["lost"] = [summary["methods"][name]["lost"] for summary in summaries]
         for group in ("within", "bytes_to"):
             own[group] = {
                 key: _spread([summary["methods"][name][group].get(key) for summary in summaries])

@@ -37,6 +37,7 @@ class Round:
         down_payload, up_payload: bytes of what they carry.
         down_wire, up_wire: bytes of them as serialised.
         lost: whether what clients had still to say before it was lost.
+        seconds: what it took.
     """
 
     round: int
@@ -52,6 +53,11 @@ class Round:
     up_wire: int
     lost: bool
     seconds: float
+
+    @classmethod
+    def stored(cls, row: dict) -> "Round":
+        """Make a round of what a checkpoint holds of it; older ones do not tell what was lost."""
+        return cls(**{"lost": False} | row)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ def stored_history(store: Store, contender: str) -> list[Round]:
         UserError: its checkpoint is damaged.
     """
     with store.reading(checkpoint_of(contender)) as state:
-        return [Round(**row) for row in state["history"]]
+        return [Round.stored(row) for row in state["history"]]
 
 
 def run_rounds(
@@ -130,7 +136,7 @@ def run_rounds(
     if path.exists():
         with place.store.reading(checkpoint) as state:
             server.load_state_dict(_unpacked(state["server"]))
-            history = [Round(**row) for row in state["history"]]
+            history = [Round.stored(row) for row in state["history"]]
             strategy.go_on(len(history), state["have"])
             if server.sender is not None:
                 left = state["left"]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from utils.base_utils import MODELS, ModelEntry, get_model
-from utils.federated.partition import PARTITIONS
+from utils.federated.partition import LARGEST_ALPHA, PARTITIONS
 from utils.system.arguments import at_least, fraction, memory_or_none, positive, up_to
 from utils.system.options import option, same_option
 from utils.training.optimizers import OPTIMIZERS
@@ -20,7 +20,8 @@ from utils.training.settings import (
     complete_training,
 )
 
-SERVERS_OWN = ("memory",)  # settings that clients are not told, as runs before these were not
+# Settings that clients are not told: messages are as long as in runs from before there were these.
+SERVERS_OWN = ("memory",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class FederationSettings(DataSettings):
         PARTITIONS[0], "of the images: alike, or classes in shares drawn from Dir(alpha)",
         choices=PARTITIONS,
     )  # fmt: skip
-    alpha: float = option(0.5, "of --partition dirichlet", positive)
+    alpha: float = option(0.5, "of --partition dirichlet", up_to(LARGEST_ALPHA))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -197,8 +197,11 @@ class ExchangeStrategy(Strategy):
         if taken:
             answers = [taken[part] for part in sorted(taken)]
             packages, counts, losses = zip(*answers, strict=True)
-            self.server.aggregate(packages, counts)
             self.train_loss = float(np.average(losses, weights=counts))
+            try:
+                self.server.aggregate(packages, counts)
+            except ValueError as error:
+                self.say(f"note: round {self.round} changes nothing: its mean has {error}")
         return None, None
 
     def _answer(self, reply: Message) -> tuple[Package, int, float]:

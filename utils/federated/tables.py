@@ -20,10 +20,12 @@ Figures = Sequence[dict]  # of one contender, one a run
 def tables(summaries: Sequence[dict]) -> str:
     """Lay out the summaries, in which contenders that not all have are left out."""
     runs = {name: [each["methods"][name] for each in summaries] for name in shared(summaries)}
-    total = fmean(each["fedavg_bytes"] for each in summaries)
-    parts = [_overview(runs, min(LAST, summaries[0]["settings"]["rounds"])), _within(runs, total)]
+    totals = [each["fedavg_bytes"] for each in summaries]
+    n_rounds = summaries[0]["settings"]["rounds"]
+    parts = [_overview(runs, min(LAST, n_rounds)), _within(runs, totals)]
     if FEDAVG in runs:
-        parts.append(_bytes_to(runs, total, [each["fedavg_end"] for each in summaries]))
+        ends = [each["fedavg_end"] for each in summaries]
+        parts.append(_bytes_to(runs, totals, ends, min(OVER, n_rounds)))
     if len(summaries) > 1 and any(opponent(name, runs) for name in runs):
         parts.append(_differences(runs))
     return "\n\n".join(parts)
@@ -56,26 +58,29 @@ def _overview(runs: dict[str, Figures], n_rounds: int) -> str:
     return format_table(header, rows) + words * bool(lost)
 
 
-def _within(runs: dict[str, Figures], total: float) -> str:
+def _within(runs: dict[str, Figures], totals: Sequence[int]) -> str:
     """Lay out the accuracy at equal bytes; in brackets where all rounds took fewer."""
     marks = list(next(iter(runs.values()))[0]["within"])
     rows, ended = [], False
     for own in runs.values():
         cells = []
-        sent = fmean(each["down"] + each["up"] for each in own)
+        sent = sum(each["down"] + each["up"] for each in own)
         for mark in marks:
             cell = _accuracy([each["within"][mark] for each in own])
-            if sent < total * int(mark) / 100:
+            if 100 * sent < int(mark) * sum(totals):
                 cell, ended = f"({cell})", True
             cells.append(cell)
         rows.append([own[0]["label"], *cells])
-    header = [f"within, of {total / 1e6:,.1f} MB", *(f"{mark} %" for mark in marks)]
+    header = [f"within, of {_megabytes(totals)} MB", *(f"{mark} %" for mark in marks)]
     words = "\nin brackets: with all rounds, which took fewer bytes" if ended else ""
     return format_table(header, rows) + words
 
 
-def _bytes_to(runs: dict[str, Figures], total: float, ends: Sequence[float]) -> str:
-    """Lay out the bytes that it took to come to FedAvg's accuracy in the end, or near it."""
+def _bytes_to(
+    runs: dict[str, Figures], totals: Sequence[int], ends: Sequence[float], over: int
+) -> str:
+    """Lay out the bytes that it took to come to FedAvg's accuracy in the end, or near it, each the
+    mean of some rounds."""
     rows = []
     for own in runs.values():
         cells = []
@@ -85,10 +90,11 @@ def _bytes_to(runs: dict[str, Figures], total: float, ends: Sequence[float]) -> 
             if len(reached) < len(values):
                 cells.append(NOTHING if not reached else f"{len(reached)} of {len(values)} runs")
             else:
-                cells.append(f"{_megabytes(values)} ({_share([fmean(values) / total])})")
+                share = _share([fmean(values) / max(1, fmean(totals))])
+                cells.append(f"{_megabytes(values)} ({share})")
         rows.append([own[0]["label"], *cells])
     below = (f"−{key} points" for key in list(runs[FEDAVG][0]["bytes_to"])[1:])
-    header = [f"MB to a mean of {OVER} rounds as FedAvg's last", _accuracy(ends), *below]
+    header = [f"MB to a mean of {over} rounds as FedAvg's last", _accuracy(ends), *below]
     return format_table(header, rows)
 
 

@@ -1,8 +1,8 @@
 """How changes of θ are written in messages: in 32, 16 or 8 bits, and nothing lost over the rounds.
 
 What a message leaves out stays with its sender, who adds it to the next one (error feedback). All
-of it is elementwise float32 in NumPy, rounded the same on every machine, so that a sender knows
-bit for bit what is read from its message.
+of it is float32 in NumPy, elementwise but for a layer's largest change, and rounded the same on
+every machine, so that a sender knows bit for bit what is read from its message.
 """
 
 from abc import ABC, abstractmethod
@@ -156,7 +156,8 @@ class Sender:
         Raises:
             ValueError: changes are not finite; nothing has changed.
         """
-        meant = self.residual[which] + change
+        with np.errstate(over="ignore", invalid="ignore"):  # which is said by what follows
+            meant = self.residual[which] + change
         if not np.isfinite(meant).all():
             raise ValueError("changes that are not finite")
         statistics, layers = self._split(which)

@@ -63,22 +63,26 @@ def at_least(lowest: int) -> Callable[[str], int]:
     return parse
 
 
-def positive(text: str) -> float:
-    """Parse a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+def positive(text: str, allowed: str = "a finite number above 0") -> float:
+    """Parse a finite number above 0; an error says what is allowed."""
+    value = _number(text, allowed)
     if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+        raise argparse.ArgumentTypeError(f"{text} is not allowed: choose {allowed}")
     return value
+
+
+def _number(text: str, allowed: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number: choose {allowed}") from None
 
 
 def up_to(most: float) -> Callable[[str], float]:
     """Return a type for argparse: numbers above 0, up to `most`."""
 
     def parse(text: str) -> float:
-        value = positive(text)
+        value = positive(text, f"a number above 0, up to {most:g}")
         if value > most:
             raise argparse.ArgumentTypeError(f"{text} is too large: choose {most:g} or less")
         return value
@@ -88,7 +92,7 @@ def up_to(most: float) -> Callable[[str], float]:
 
 def memory(text: str) -> float:
     """Parse how many updates adaptive CMD remembers, 1 or more."""
-    value = positive(text)
+    value = positive(text, "a finite number, 1 or more")
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is too short: choose 1 or more")
     return value
@@ -115,10 +119,8 @@ def truth_or_count(text: str) -> bool | int:
 
 def fraction(text: str) -> float:
     """Parse a number from 0 to below 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    allowed = "a number from 0 to below 1"
+    value = _number(text, allowed)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to below 1")
+        raise argparse.ArgumentTypeError(f"{text} is not allowed: choose {allowed}")
     return value
