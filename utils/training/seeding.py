@@ -1,9 +1,11 @@
-"""One seed, and a stream of its own for each thing that draws."""
+"""One seed, and streams of it for what draws."""
 
 import numpy as np
 import torch
 
-INITIAL_WEIGHTS = 0  # what is drawn; an epoch e of training draws from stream e + 1
+# What is drawn: an epoch e of training draws from stream e + 1. A further sample d of CMD's, from 1
+# on, has stream d: what it draws, a choice of weights, has nothing to do with an epoch's images.
+INITIAL_WEIGHTS = 0
 
 
 def stream_seed(seed: int, stream: int) -> int:

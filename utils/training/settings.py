@@ -133,9 +133,14 @@ class TrainingSettings(DataSettings):
                 f"--lr_warmup {given['lr_warmup']} is of the schedule {WITH_WARMUP}: add "
                 f"--scheduler {WITH_WARMUP}, or leave it"
             )
+        given["epochs"] = given["epochs"] or entry.epochs
         if given["lr_warmup"] is None:
             given["lr_warmup"] = WARMUP_EPOCHS
-        given["epochs"] = given["epochs"] or entry.epochs
+        elif given["lr_warmup"] >= given["epochs"]:
+            raise UserError(
+                f"--lr_warmup {given['lr_warmup']}: the learning rate would only rise in --epochs "
+                f"{given['epochs']}; choose fewer"
+            )
         of_training = complete_training(
             given["model"], given["optimizer"], given["lr"], given["momentum"]
         )
@@ -214,7 +219,7 @@ def environment(device: torch.device, n_ranks: int = 1) -> dict:
     return {
         "python": platform.python_version(),
         "versions": versions,
-        "platform": platform.platform(),
+        "platform": f"{platform.system()}-{platform.machine()}",
         "device": str(device),
         "processor": processor_name(device),
         "threads": torch.get_num_threads(),
