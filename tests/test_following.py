@@ -718,6 +718,12 @@ def test_a_frozen_base_is_in_no_state(stop, tmp_path):
     assert torch.equal(resumed.eval()(x), cmd.eval()(x))
 
 
+@pytest.mark.parametrize("parameters", ["train", ["weight"], 3])
+def test_what_is_followed_is_a_function_or_a_known_word(parameters):
+    with pytest.raises(ValueError, match="neither a function of names nor 'trainable'"):
+        OnlineCMD(net(), 3, 40, 4, parameters=parameters)
+
+
 def test_nothing_to_follow():
     with pytest.raises(ValueError, match="no floating-point"):
         OnlineCMD(net(), 3, 40, 4, parameters=lambda name: False)

@@ -259,6 +259,8 @@ def test_the_warmup_of_a_schedule_belongs_to_it(model, tmp_path, capsys):
     args = train_cmd.build_parser().parse_args(argv)
     if has_warmup:
         assert train_cmd.make_settings(args, [METHODS[0]]).lr_warmup == 3
+        assert train_cmd.main([*argv, "--epochs", "3", "--results_dir", str(tmp_path)]) == 2
+        assert "would only rise in --epochs 3" in capsys.readouterr().err
     else:
         assert train_cmd.main([*argv, "--results_dir", str(tmp_path)]) == 2
         error = capsys.readouterr().err

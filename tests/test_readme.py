@@ -75,12 +75,12 @@ EXAMPLES = [
 # what examples within another library's training loop are given
 GIVEN = """
 import warnings; warnings.simplefilter("ignore")
-import lightning.pytorch as lightning, transformers
+from transformers import TrainingArguments
 from torch.utils.data import DataLoader, TensorDataset
 from tests.test_callbacks import Lit, Rows, bert, images
 model, bert, data = Lit(), bert(), Rows()
 train_loader, validation_loader = (DataLoader(TensorDataset(*images()), 8) for _ in range(2))
-arguments = transformers.TrainingArguments("out", num_train_epochs=60, report_to=[])
+arguments = TrainingArguments("out", num_train_epochs=60, report_to=[])
 """
 
 

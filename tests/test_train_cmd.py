@@ -177,6 +177,19 @@ def test_numbers_that_torch_cannot_take(main, results, capsys, flag):
     assert not results.exists()
 
 
+def test_what_no_method_depends_on_is_said(main, capsys):
+    assert main(*SHORT, "--memory", "5", "--ema_decay", "0.9", "--ema", "True") == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: no")]
+    assert notes == ["note: no method that is on depends on --memory"]
+
+
+def test_one_seed_or_several(results, capsys):
+    for seed in ("0", "1"):
+        code = exit_code(lambda: train_cmd.main(["--seed", seed, "--seeds", "2"]))  # noqa: B023
+        assert_one_line_error(capsys, code, ["--seeds", "not allowed with argument --seed"])
+    assert train_cmd.build_parser().parse_args([]).seed == 0
+
+
 def test_changed_images_are_refused(tmp_path, capsys):
     root = make_folder(tmp_path / "pets")
     flags = ["--dataset", "folder", "--data_dir", str(root), "--model", "lenet", "--epochs", "2",

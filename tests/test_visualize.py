@@ -18,6 +18,7 @@ from utils.cmd.model import CMDModel
 from utils.cmd.snapshots import Snapshots
 from utils.cmd.vector import write_vector
 from utils.data.datasets import load_dataset
+from utils.methods.cmd import PostHocCMD
 from utils.results.pictures import dynamics, landscape
 from utils.results.pictures.correlation import apart, by_mode
 from utils.results.pictures.modes import mapped_members, movement_of
@@ -257,6 +258,18 @@ def test_missing_files_name_the_command(real_run, tmp_path, capsys, name, pictur
     assert code == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
+
+
+def test_the_command_named_is_for_where_the_run_is_now(real_run, tmp_path):
+    moved = tmp_path / "elsewhere" / "lenet_seeds" / "seed_0"
+    shutil.copytree(real_run, moved)
+    values = read_config(moved)
+    values["commands"] = ["python train_cmd.py --seeds 0 --results_dir before --cmd_PostHoc True"]
+    Store.of(moved).write_config(values)
+    with pytest.raises(UserError) as error:
+        StoredRun(moved).require("nothing.pt", PostHocCMD)
+    made = f"train_cmd.py --seeds 0 --cmd_PostHoc True --results_dir {tmp_path / 'elsewhere'}"
+    assert str(error.value).endswith(made)
 
 
 def test_files_of_other_runs_are_refused(real_run, tmp_path, capsys):

@@ -2,10 +2,11 @@
 
 import argparse
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from utils.base_utils import MODELS
-from utils.methods.registry import METHODS, Settings
+from utils.methods.registry import METHODS, Method, Settings
 from utils.system.arguments import at_least, truth
 from utils.system.errors import UserError
 from utils.system.options import Option, options_of
@@ -77,7 +78,9 @@ def add_data_dir_flag(container) -> None:
 def add_seed_flags(container, options: Mapping[str, Option] = OPTIONS) -> None:
     """--seed, which is among the options, or --seeds."""
     either = container.add_mutually_exclusive_group()
-    _add(either, ("--seed",), options["seed"])
+    # As text, which argparse parses: to Python 3.11's, a value that is the default is not given.
+    seed = replace(options["seed"], default=str(options["seed"].default))
+    _add(either, ("--seed",), seed)
     add_seeds_flag(either)
 
 
@@ -143,6 +146,17 @@ def add_result_flags(
         "--overwrite", action="store_true",
         help="start afresh, and replace what the folder holds (default: go on with it)",
     )  # fmt: skip
+
+
+def idle(args: argparse.Namespace, selected: Collection[type[Method]]) -> list[str]:
+    """The flags that were given a value and that no selected method depends on."""
+    needed = {name for method in selected for name in method.own_settings()}
+    of_methods = {name: None for method in METHODS for name in method.own_settings()}
+    return [
+        f"--{name}"
+        for name in of_methods
+        if name not in needed and getattr(args, name) != OPTIONS[name].default
+    ]
 
 
 def markdown(parser: argparse.ArgumentParser) -> str:

@@ -11,8 +11,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-SAFE = ".safetensors"
-
 
 @contextlib.contextmanager
 def whole(path: str | os.PathLike) -> Iterator[Path]:

@@ -24,6 +24,7 @@ from .vector import (
     write_pieces,
 )
 
+TRAINABLE = "trainable"
 Which = Callable[[str], bool] | Literal["trainable"] | None
 EXTRA_STATE = "_extra_state"  # torch's name for it in state dictionaries
 
@@ -73,8 +74,11 @@ class Mirror:
             device: where θ is read to, and the copy that is made; None is the model's.
 
         Raises:
-            ValueError: the model cannot be copied, `module` differs from it, or there is no layer.
+            ValueError: `which` is none of these, the model cannot be copied, `module` differs from
+                it, or there is no layer.
         """
+        if not (which in (None, TRAINABLE) or callable(which)):
+            raise ValueError(f"{which!r} is neither a function of names nor {TRAINABLE!r} nor None")
         for given in (model, module):
             if given is not None:
                 refuse_fsdp1(given)
@@ -383,7 +387,7 @@ def _is_fixed(entry: Entry) -> bool:
 def _chosen(entry: Entry, which: Which) -> bool:
     if which is None:
         return True
-    if which == "trainable":
+    if which == TRAINABLE:
         return entry.tensor.requires_grad
     return which(entry.name)
 

@@ -98,7 +98,7 @@ class OnlineCMD:
 
         Raises:
             ValueError: M < 1, K < M, N < M, warmup < 1 or start is not below it, memory < 1;
-                `beside` or `module` does not fit; or the model cannot be copied.
+                `beside`, `module` or `parameters` does not fit; or the model cannot be copied.
         """
         if warmup < 1 or not 0 <= start < warmup:
             raise ValueError(f"a warm-up from update {start} to {warmup} spans no two snapshots")

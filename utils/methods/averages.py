@@ -191,7 +191,7 @@ class LAWA(_OfEpochs):
     own. What leaves the mean is read back from the trajectory."""
 
     name, label, flags, default = "lawa", "LAWA", ("--lawa",), False
-    help = "average the weights over the latest K epochs (True: over --lawa_epochs)"
+    help = "average the weights over the latest K epochs (from 2 on; True: over --lawa_epochs)"
     value, metavar = staticmethod(truth_or_count), "K"
     color = "#999933"
     Settings = LAWASettings

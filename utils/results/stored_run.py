@@ -1,6 +1,7 @@
 """A stored run, opened to be read: small files at once, weights when they are first needed."""
 
 import itertools
+import shlex
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -26,11 +27,19 @@ from utils.storage.store import CONFIG, Store, read_config, usable
 from utils.storage.trajectory import Trajectory
 from utils.system.errors import UserError
 from utils.training.compute import Compute
-from utils.training.folder import METRICS, METRICS_SUMS, SUMMARY, TRAJECTORY, TRAJECTORY_SUMS
+from utils.training.folder import (
+    METRICS,
+    METRICS_SUMS,
+    SUMMARY,
+    TRAJECTORY,
+    TRAJECTORY_SUMS,
+    results_dir_of,
+)
 from utils.training.precision import Arithmetic
 from utils.training.run import tested_at_once
 from utils.training.settings import differences
 
+RESULTS_DIR = "--results_dir"
 KEPT = (CONFIG, METRICS, METRICS_SUMS, SUMMARY)
 
 
@@ -95,9 +104,13 @@ class StoredRun:
 
     @property
     def command(self) -> str:
-        """The command that makes what the run lacks."""
-        commands = self.commands
-        return commands[-1] if commands else f"python train_cmd.py --model {self.settings.model}"
+        """The command that makes what the run lacks, in the folder where it is now."""
+        made = self.commands[-1:] or [f"python train_cmd.py --model {self.settings.model}"]
+        words = shlex.split(made[0])
+        while RESULTS_DIR in words:
+            at = words.index(RESULTS_DIR)
+            del words[at : at + 2]
+        return shlex.join([*words, RESULTS_DIR, str(results_dir_of(self.folder))])
 
     def require(self, name: str, method: type[Method] | None = None) -> Path:
         """Return the path of a file of the run.
@@ -113,7 +126,9 @@ class StoredRun:
             return path
         if method is None:
             raise UserError(f"{path} is not there; this makes it: {self.command}")
-        command = f"{self.command} {method.flags[0]} True"
+        command, has = self.command, f"{method.flags[0]} True"
+        if has not in command:
+            command += f" {has}"
         try:
             method.check(self.settings)
         except UserError as error:

@@ -15,6 +15,7 @@ CHECKPOINT, KEPT_OPTIMIZER = "checkpoint.pt", "optimizer.pt"
 TRAJECTORY, TRAJECTORY_SUMS = "trajectory.npy", "trajectory.sums"
 METRICS, METRICS_SUMS = "metrics.csv", "metrics.sums"
 SUMMARY, PLOT = "summary.json", "all_methods_test_acc.png"
+SEEDS = "_seeds"
 OWN_FILES = (CONFIG, CHECKPOINT, KEPT_OPTIMIZER, TRAJECTORY, TRAJECTORY_SUMS)
 OWN_FILES += (METRICS, METRICS_SUMS, SUMMARY, PLOT)
 
@@ -146,9 +147,14 @@ class RunFolder:
 
 def seeds_folder(results_dir: Path, model: str) -> Path:
     """Where a model's runs with several seeds are, each in a folder of its own."""
-    return results_dir / f"{model}_seeds"
+    return results_dir / f"{model}{SEEDS}"
 
 
 def seed_folder(results_dir: Path | str, model: str, seed: int) -> Path:
     """Where a model's run with one of several seeds is."""
     return seeds_folder(Path(results_dir), model) / f"seed_{seed}"
+
+
+def results_dir_of(folder: Path) -> Path:
+    """Where the results are of which a run's folder is part."""
+    return folder.parent.parent if folder.parent.name.endswith(SEEDS) else folder.parent

@@ -6,7 +6,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_model
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ImportError as missing:
+    raise ImportError("transformers is not installed: pip install transformers") from missing
 
 from ..files import read_pickled, whole
 from .follower import Follower

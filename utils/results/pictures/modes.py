@@ -31,7 +31,7 @@ from utils.results.stored_series import StoredSeries
 
 MEMBERS = 2000  # of a mode at the most, drawn at random, that the band shows
 BAND = (0.05, 0.95)
-COLUMNS = 5
+COLUMNS = (5, 4, 3)
 NUMBERED = 12  # bars at the most, for each to have its number
 SHOWN = 40  # modes at the most that are drawn one by one
 REST = "#cccccc"  # for all other modes together
@@ -79,13 +79,14 @@ def draw_modes(
     movement = movement_of(snapshots, cmd, progress)
     require_any_movement(movement.total, settings)
     shown = min(cmd.modes, SHOWN)
-    rows = -(-shown // COLUMNS)
+    columns = min(COLUMNS, key=lambda columns: -shown % columns)  # to leave the fewest places empty
+    rows = -(-shown // columns)
     with matplotlib.rc_context(STYLE | {"font.size": 9}):
         height = 1.45 * rows + max(2.6, 0.7 + layer_height(len(run.layers)))
         figure = Figure(figsize=(9.2, height + 0.2), layout="constrained")
         caption(figure, settings)
         above, below = figure.subfigures(2, 1, height_ratios=(1.45 * rows, height - 1.45 * rows))
-        curves = above.subplots(rows, COLUMNS, sharex=True, squeeze=False).flatten()
+        curves = above.subplots(rows, columns, sharex=True, squeeze=False).flatten()
         for mode in range(shown):
             _draw_curve(curves[mode], snapshots, cmd, mode, settings.start)
             share = 100 * float((run.all_modes == mode).double().mean())
@@ -93,6 +94,8 @@ def draw_modes(
         curves[0].xaxis.set_major_locator(MaxNLocator(3, integer=True))
         for axes in curves[shown:]:
             axes.set_visible(False)
+        for axes in curves[max(0, shown - columns) : shown]:
+            axes.tick_params(labelbottom=True)  # there may be no panel below it
         which = f"the first {shown} of {cmd.modes} modes, " if shown < cmd.modes else ""
         unit = unit_of(settings)
         above.supxlabel(f"{unit} ({which}in brackets the share of all weights)", fontsize=9)
