@@ -68,7 +68,7 @@ def compare(args: argparse.Namespace) -> None:
         require_tensorboard()
     selected = [method for method in METHODS if getattr(args, method.name)]
     settings = make_settings(args, selected)
-    if idle := flags.idle(args, selected):
+    if idle := flags.idle(args, settings, selected):
         print(f"note: no method that is on depends on {', '.join(idle)}", flush=True)
     ranks, device = join(args.device)
     with ranks.first_goes_first():  # it may have to download

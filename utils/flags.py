@@ -6,7 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from utils.base_utils import MODELS
-from utils.methods.registry import METHODS, Method, Settings
+from utils.methods.base import Method
+from utils.methods.identity import undecided
+from utils.methods.registry import METHODS, Settings
 from utils.system.arguments import at_least, truth
 from utils.system.errors import UserError
 from utils.system.options import Option, options_of
@@ -148,14 +150,15 @@ def add_result_flags(
     )  # fmt: skip
 
 
-def idle(args: argparse.Namespace, selected: Collection[type[Method]]) -> list[str]:
+def idle(
+    args: argparse.Namespace, settings: Settings, selected: Collection[type[Method]]
+) -> list[str]:
     """The flags that were given a value and that no selected method depends on."""
-    needed = {name for method in selected for name in method.own_settings()}
-    of_methods = {name: None for method in METHODS for name in method.own_settings()}
+    names = undecided(settings, selected, tested=True)
     return [
         f"--{name}"
-        for name in of_methods
-        if name not in needed and getattr(args, name) != OPTIONS[name].default
+        for name, option in OPTIONS.items()
+        if name in names and getattr(args, name) != option.default
     ]
 
 
