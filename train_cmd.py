@@ -4,7 +4,7 @@
     python train_cmd.py --cmd_PostHoc ''          # without post-hoc CMD
     python train_cmd.py --p_bfgs True --cmd_adaptive True --ema True --swa True     # with others
     python train_cmd.py --seeds 0 1 2             # mean ± standard deviation over three runs
-    python train_cmd.py --dataset digits --model lenet --epochs 60     # no download, half a minute
+    python train_cmd.py --dataset digits --model lenet --epochs 40     # no download, half a minute
     python train_cmd.py --dataset folder --data_dir photos --model wideres
 
 "Enhancing Neural Training via a Correlated Dynamics Model", ICLR 2024. What a flag leaves out

@@ -8,7 +8,6 @@ and variance. 11,173,962 parameters with ten classes.
 
 from functools import partial
 
-import torchvision
 from torch import Tensor, nn
 
 from models.layers import conv3x3, require_image_size
@@ -18,8 +17,10 @@ class ResNet18(nn.Module):
     """ResNet18 on images [B, 3, 32, 32] -> logits [B, num_classes]."""
 
     def __init__(self, num_classes: int = 10) -> None:
+        from torchvision import models  # takes a second or two, for this model only
+
         super().__init__()
-        net = torchvision.models.resnet18(
+        net = models.resnet18(
             num_classes=num_classes,
             norm_layer=partial(nn.BatchNorm2d, track_running_stats=False),
         )

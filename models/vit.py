@@ -4,10 +4,7 @@ A. Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021; torchvision's
 and weights. The head has as many outputs as the data has classes. 85,806,346 parameters with ten.
 """
 
-import torchvision
 from torch import Tensor, nn
-
-WEIGHTS = torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1
 
 
 def vit_b_16(num_classes: int = 10, state: dict | str | None = None) -> nn.Module:
@@ -19,12 +16,15 @@ def vit_b_16(num_classes: int = 10, state: dict | str | None = None) -> nn.Modul
 
     Raises OSError if the weights cannot be downloaded, ValueError if they do not fit.
     """
-    model = torchvision.models.vit_b_16(num_classes=num_classes)
+    from torchvision import models  # takes a second or two, for this model only
+
+    model = models.vit_b_16(num_classes=num_classes)
     if state is None:
         return model
     if state == "imagenet":
         try:
-            state = WEIGHTS.get_state_dict(progress=True, check_hash=True)
+            weights = models.ViT_B_16_Weights.IMAGENET1K_V1
+            state = weights.get_state_dict(progress=True, check_hash=True)
         except RuntimeError as error:  # what came is not the whole of it
             raise OSError(f"torchvision's download: {error}") from error
     own = model.state_dict()

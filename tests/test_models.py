@@ -103,7 +103,7 @@ def small_vit(monkeypatch):
             num_classes=num_classes,
         )  # fmt: skip
 
-    monkeypatch.setattr("models.vit.torchvision.models.vit_b_16", build_small)
+    monkeypatch.setattr("torchvision.models.vit_b_16", build_small)
     return build_small
 
 

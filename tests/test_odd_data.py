@@ -131,8 +131,8 @@ def test_names_that_are_not_utf_8(tmp_path, capsys):
 def test_ten_thousand_and_one_classes(tmp_path, capsys):
     image = tmp_path / "one.png"
     Image.fromarray(np.full((32, 32, 3), 7, np.uint8)).save(image)
-    for split in ("train", "test"):
-        for label in range(10_001):
+    for split, n_classes in (("train", 10_001), ("test", 300)):
+        for label in range(n_classes):
             folder = tmp_path / "many" / split / f"{label:05}"
             folder.mkdir(parents=True)
             os.link(image, folder / "0.png")

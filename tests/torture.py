@@ -35,6 +35,7 @@ RUN += ["--warmup_cmd", "3", "--warmup_pbfgs", "5", "--pbfgs_num", "4", "--pbfgs
 RUN += ["--embed_window", "2", "--p_bfgs", "1", "--pbfgs_equal", "1", "--cmd_embed", "1"]
 RUN += ["--ema", "1", "--swa", "1", "--cmd_adaptive", "1", "--lawa", "3"]
 SHORT = ["--limit", "64", "--batch_size", "32", "--pbfgs_batch_size", "32", "--samples", "200"]
+SHORT += ["--epochs", "7"]
 CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 PATIENCE = 5.0  # seconds for an orderly end
 
@@ -106,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--kills", type=int, default=100, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
-    parser.add_argument("--short", action="store_true", help="fewer images, in smaller batches")
+    parser.add_argument("--short", action="store_true", help="fewer images and epochs")
     args = parser.parse_args(argv)
     flags = SHORT if args.short else []
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by jobs in the background

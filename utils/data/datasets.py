@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from utils.data.downloads import DOWNLOADS, load_download
-from utils.data.image_folder import load_image_folder
 from utils.data.packed import load_packed
 from utils.data.transforms import Channels
 
@@ -128,8 +127,12 @@ def _load_digits(data_dir: Path, size: int, resizes: bool) -> Dataset:
 
 
 def _load_folder(data_dir: Path, size: int, resizes: bool) -> Dataset:
-    load = load_packed if data_dir.is_file() else load_image_folder
-    splits, classes = load(data_dir, size, resizes)
+    if data_dir.is_file():
+        splits, classes = load_packed(data_dir, size, resizes)
+    else:
+        from utils.data.image_folder import load_image_folder  # torchvision takes a second
+
+        splits, classes = load_image_folder(data_dir, size, resizes)
     # A folder is read class by class; a model whose BatchNorm keeps no running statistics would
     # normalise test batches of a single class, which is not what it meets in training.
     generator = torch.Generator().manual_seed(ORDER_SEED)

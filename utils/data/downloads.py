@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image
 from torch import Tensor
 
@@ -127,7 +126,9 @@ def load_download(
 
 
 def _open(entry: Download, data_dir: Path, split: Mapping[str, Any]) -> Any:
-    source = getattr(torchvision.datasets, entry.source)
+    from torchvision import datasets  # takes a second or two, for what is downloaded only
+
+    source = getattr(datasets, entry.source)
     try:
         return source(str(data_dir), download=False, **split)
     except Exception:  # not there, or not whole
