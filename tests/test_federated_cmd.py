@@ -106,6 +106,15 @@ def test_faults_are_left_out_and_said(method, tmp_path, capsys):
     assert accuracies(history)[-1] > 0.5
 
 
+def test_who_lost_everything_and_missed_a_round_had_something_to_say(tmp_path):
+    """It is sent everything, and is not out of step; who only missed a round has lost nothing."""
+    grid = InProcessGrid(Faulty({1: "raise", 3: "forget", 4: "raise", 5: None}), 3)
+    for contender, lost in (("fedavg-bf16", [False] * 5 + [True, False]), ("fedavg", [False] * 7)):
+        place = place_at(tmp_path / contender)
+        history = run_rounds(grid, settings_of(7), contender, place, lambda words: None)
+        assert [row.lost for row in history] == lost
+
+
 def test_answers_that_tell_too_little_are_left_out(tmp_path, capsys):
     gone = ["package", "numbers", "order", "metrics", "num-examples", "train_loss"]
     grid = InProcessGrid(Faulty(dict(enumerate(gone, start=1))), 3)

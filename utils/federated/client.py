@@ -66,8 +66,10 @@ def train(message: Message, context: Context) -> Message:
             client.receive(package_of(message.content))
         except OutOfStepError:
             return Message(content_of(Package(), behind=1), reply_to=message)
-        if client.sender is not None and client.version > 0:
-            take_up(context.state, run, client.sender)
+        told = {"part": part}
+        speaks_on = client.sender is not None and client.version > 0
+        if speaks_on and not take_up(context.state, run, client.sender):
+            told["anew"] = 1  # it never took part, or has lost what it had still to say
 
         images = images_by_part(settings, dataset)[part]
         split = dataset.train.take(torch.from_numpy(images).to(device))
@@ -87,7 +89,7 @@ def train(message: Message, context: Context) -> Message:
             loss, _ = train_epoch(model, batches, optimizer, None, compute, after)
         trained = read_vector(model).cpu().numpy()
 
-    content = content_of(client.up(trained), part=part)
+    content = content_of(client.up(trained), **told)
     remember(context.state, run, client.state_dict())
     if client.sender is not None:
         leave_over(context.state, run, client.sender)

@@ -38,11 +38,13 @@ def leave_over(records: RecordDict, run: str, sender: Sender) -> None:
     remember(records, KEY + run, {RESIDUAL: sender.residual})
 
 
-def take_up(records: RecordDict, run: str, sender: Sender) -> None:
-    """Give a client's sender what it had still to say, if that is kept."""
+def take_up(records: RecordDict, run: str, sender: Sender) -> bool:
+    """Give a client's sender what it had still to say; tells whether that is kept."""
     state = recall(records, KEY + run)
-    if state is not None:
-        sender.residual = state[RESIDUAL].copy()
+    if state is None:
+        return False
+    sender.residual = state[RESIDUAL].copy()
+    return True
 
 
 def of_clients(grid: Grid, run: str) -> dict[int, Vector] | None:

@@ -89,6 +89,7 @@ class ExchangeStrategy(Strategy):
         self._nodes: dict[int, int] = {}  # of each part
         self._left_out: set[int] = set()  # nodes of which that was said
         self._forgetful: set[int] = set()  # parts whose clients no longer know what they did
+        self._heard: set[int] = set()  # parts whose clients remember what they had still to say
 
     def go_on(self, rounds: int, have: dict[int, int]) -> None:
         """Go on after some rounds with clients that have lost their memory.
@@ -185,7 +186,7 @@ class ExchangeStrategy(Strategy):
             if part is None:
                 continue
             try:
-                taken[part] = self._answer(reply)
+                taken[part] = self._answer(part, reply)
             except ValueError as error:
                 self._leave_out(part, str(error))
         for part in silent.values():
@@ -204,7 +205,7 @@ class ExchangeStrategy(Strategy):
                 self.say(f"note: round {self.round} changes nothing: its mean has {error}")
         return None, None
 
-    def _answer(self, reply: Message) -> tuple[Package, int, float]:
+    def _answer(self, part: int, reply: Message) -> tuple[Package, int, float]:
         """Read a client's answer: its package, how many images it trained on, and its mean loss.
 
         Raises:
@@ -215,9 +216,13 @@ class ExchangeStrategy(Strategy):
             raise ValueError(f"it failed ({reason[-200:]})")
         package = package_of(reply.content)
         self.up.count(package, reply)
-        if "behind" in order_of(reply.content):
-            self.forgot = True
+        order = order_of(reply.content)
+        if "behind" in order:
+            self._forget(part)
             raise ValueError("it was out of step, and is sent everything next time")
+        if "anew" in order and part in self._heard:
+            self.forgot = True
+        self._heard.add(part)
         self.server.check(package)
         count, loss = metrics_of(reply.content)
         if count <= 0:
@@ -228,6 +233,7 @@ class ExchangeStrategy(Strategy):
         """Take note that a client has nothing of what it was told."""
         self.have.pop(part, None)
         self._forgetful.discard(part)
+        self._heard.discard(part)
         self.forgot = True
 
     def _leave_out(self, part: int, reason: str) -> None:
