@@ -307,11 +307,9 @@ def test_frozen_and_embedded_weights_are_restrained_in_every_step(method):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run left alone, with as many threads as those that are compared with it."""
+    """A run left alone."""
     results = tmp_path_factory.mktemp("federated")
-    argv = [sys.executable, ROOT / "federated_cmd.py", *SMALL, "--rounds", "5"]
-    argv += ["--results_dir", str(results)]
-    subprocess.run(argv, check=True, capture_output=True, env=ENVIRONMENT, cwd=ROOT)
+    assert federated_cmd.main([*SMALL, "--rounds", "5", "--results_dir", str(results)]) == 0
     return results
 
 
@@ -354,14 +352,13 @@ def test_again_when_finished_trains_nothing(finished, monkeypatch, capsys):
     assert "of FedAvg's" in out and "A-APF" in out and "round" not in out.split("method")[0][99:]
 
 
-def test_killed_and_started_again_gives_the_same_numbers(finished, tmp_path):
-    argv = [sys.executable, ROOT / "federated_cmd.py", *SMALL, "--rounds", "5"]
-    argv += ["--methods", "fedavg", "cmd", "--results_dir", str(tmp_path)]
+def test_killed_and_started_again_gives_the_same_numbers(finished, tmp_path, capsys):
+    argv = [*SMALL, "--rounds", "5", "--methods", "fedavg", "cmd", "--results_dir", str(tmp_path)]
     for words, sent, code in (("FedAvg, round 3", signal.SIGKILL, -9),
                               ("CMD, round 4", signal.SIGTERM, 143)):  # fmt: skip
         process = subprocess.Popen(
-            argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
-            cwd=ROOT,
+            [sys.executable, ROOT / "federated_cmd.py", *argv], stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT,
         )  # fmt: skip
         for line in process.stdout:
             if words in line:
@@ -371,9 +368,9 @@ def test_killed_and_started_again_gives_the_same_numbers(finished, tmp_path):
         assert process.returncode == code
         if code == 143:
             assert error.strip().startswith("federated_cmd.py: interrupted")
-    done = subprocess.run(argv, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert "note: CMD goes on after round 4: clients have lost what they knew" in done.stderr
+    assert federated_cmd.main(argv) == 0
+    note = "note: CMD goes on after round 4: clients have lost what they knew"
+    assert note in capsys.readouterr().err
     header, *rows = rows_of(finished)
     assert rows_of(tmp_path) == [header, *(row for row in rows if row[0] in ("fedavg", "cmd"))]
 
